@@ -1,0 +1,1 @@
+"""Placement policies: pure decisions over a read-only view of the fleet."""

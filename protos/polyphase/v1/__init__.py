@@ -1,0 +1,1 @@
+"""Wire stubs of Polyphase, generated from the .proto files beside them."""

@@ -1,0 +1,1 @@
+"""Polyphase, a heterogeneous inference router. Importing this package imports nothing else."""

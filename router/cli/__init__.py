@@ -1,0 +1,1 @@
+"""Composition root: one small file a command."""

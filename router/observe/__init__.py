@@ -1,0 +1,1 @@
+"""Reads facts and actions: metrics, records, replay."""

@@ -1,0 +1,1 @@
+"""Virtual time: the same core, policies and engines on a heap."""
