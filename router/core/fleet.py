@@ -1,0 +1,225 @@
+"""Which backends there are, how loaded they say they are, and how loaded we know them to be.
+
+Three sources are kept apart: the spec (static), the last snapshot (stale), and our own ledger of what is in
+flight (always fresh). Policies get immutable views of the three, rebuilt only for backends that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from router.model import (
+    IDLE,
+    BackendSnapshot,
+    BackendSpec,
+    BackendState,
+    BackendView,
+    InFlight,
+    LinkParameters,
+    StepParameters,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """Load that a request puts on a backend, until it is released."""
+
+    backend: str
+    load: InFlight
+
+
+@dataclass(slots=True)
+class Backend:
+    """What the core knows of one backend."""
+
+    spec: BackendSpec
+    incarnation: str
+    address: str
+    connected: bool = True
+    cordoned: bool = False
+    draining: bool = False
+    snapshot: BackendSnapshot | None = None
+    in_flight: InFlight = IDLE
+
+    @property
+    def state(self) -> BackendState:
+        """A lost lane outweighs what the operator asked for."""
+        if not self.connected:
+            return BackendState.LOST
+        if self.draining:
+            return BackendState.DRAINING
+        return BackendState.CORDONED if self.cordoned else BackendState.READY
+
+    def view(self) -> BackendView:
+        """The immutable picture for policies."""
+        return BackendView(self.spec, self.state, self.snapshot, self.in_flight)
+
+
+class Fleet:
+    """The backends, in order of joining. Satisfies core.ports.FleetView."""
+
+    def __init__(self) -> None:
+        self._backends: dict[str, Backend] = {}
+        self._views: dict[str, BackendView] = {}
+        self._models: dict[str, _ModelViews] = {}
+
+    # --- changes, by the core ---
+
+    def join(self, spec: BackendSpec, incarnation: str, address: str) -> None:
+        """Add a backend, or connect a known one again; an operator's cordon outlives the connection."""
+        known = self._backends.get(spec.id)
+        if known is None:
+            self._backends[spec.id] = Backend(spec, incarnation, address)
+        else:
+            known.spec, known.incarnation, known.address = spec, incarnation, address
+            known.connected, known.snapshot = True, None
+        self._models.clear()
+        self._changed(spec.id)
+
+    def lose(self, backend: str) -> None:
+        """Mark a backend as out of reach."""
+        if (known := self._backends.get(backend)) is not None:
+            known.connected, known.snapshot = False, None
+            self._changed(backend)
+
+    def remove(self, backend: str) -> None:
+        """Forget a backend."""
+        if self._backends.pop(backend, None) is not None:
+            self._views.pop(backend, None)
+            self._models.clear()
+
+    def cordon(self, backend: str, cordoned: bool, draining: bool) -> None:
+        """Stop new work for a backend, or allow it again."""
+        if (known := self._backends.get(backend)) is not None:
+            known.cordoned, known.draining = cordoned, draining
+            self._changed(backend)
+
+    def report(self, backend: str, snapshot: BackendSnapshot) -> None:
+        """Take a worker's account of itself."""
+        if (known := self._backends.get(backend)) is not None:
+            known.snapshot = snapshot
+            self._changed(backend)
+
+    def book(self, booking: Booking) -> None:
+        """Add a load to our ledger."""
+        self._shift(booking, 1)
+
+    def release(self, booking: Booking) -> None:
+        """Take a load off our ledger."""
+        self._shift(booking, -1)
+
+    def _shift(self, booking: Booking, sign: int) -> None:
+        backend = self._backends.get(booking.backend)
+        if backend is None:  # removed while its requests were being failed
+            return
+        has, load = backend.in_flight, booking.load
+        backend.in_flight = InFlight(
+            has.prefills + sign * load.prefills,
+            has.prefill_tokens + sign * load.prefill_tokens,
+            has.decodes + sign * load.decodes,
+            has.decode_tokens + sign * load.decode_tokens,
+            has.kv_tokens + sign * load.kv_tokens,
+        )
+        self._changed(booking.backend)
+
+    def _changed(self, backend: str) -> None:
+        self._views.pop(backend, None)
+        for model in self._backends[backend].spec.models:
+            if (views := self._models.get(model)) is not None:
+                views.stale.add(backend)
+
+    # --- reads ---
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self._backends.values())
+
+    def __getitem__(self, backend: str) -> Backend:
+        return self._backends[backend]
+
+    def find(self, backend: str) -> Backend | None:
+        """What the core knows of a backend."""
+        return self._backends.get(backend)
+
+    def get(self, backend: str) -> BackendView | None:
+        """One backend by id."""
+        view = self._views.get(backend)
+        if view is None and (known := self._backends.get(backend)) is not None:
+            view = self._views[backend] = known.view()
+        return view
+
+    def views(self) -> Sequence[BackendView]:
+        """All backends, in order of joining."""
+        return tuple(backend.view() for backend in self._backends.values())
+
+    def for_model(self, model: str) -> Sequence[BackendView]:
+        """Backends that serve a model, whatever their state, in order of joining."""
+        views = self._models.get(model)
+        if views is None:
+            ids = [backend.spec.id for backend in self._backends.values() if model in backend.spec.models]
+            views = self._models[model] = _ModelViews(ids)
+        return views.refreshed(self)
+
+    def link(self, producer: str, consumer: str) -> LinkParameters:
+        """The producer's egress: a pull is served by the worker that holds the KV."""
+        return self._backends[producer].spec.link
+
+    def steps(self, model: str) -> Sequence[BackendSpec]:
+        """One backend for each distinct step model that serves a model."""
+        self.for_model(model)
+        return self._models[model].distinct(self)
+
+
+class _ModelViews:
+    """The views of one model's backends; only those that changed are built again."""
+
+    __slots__ = ("_index", "_specs", "_tuple", "_views", "stale")
+
+    def __init__(self, ids: list[str]) -> None:
+        self._index = {backend: i for i, backend in enumerate(ids)}
+        self._views: list[BackendView] = []
+        self._tuple: tuple[BackendView, ...] = ()
+        self._specs: tuple[BackendSpec, ...] | None = None
+        self.stale: set[str] = set(ids)
+
+    def refreshed(self, fleet: Fleet) -> tuple[BackendView, ...]:
+        if self.stale:
+            if not self._views:
+                self._views = [fleet[backend].view() for backend in self._index]
+            for backend in self.stale:  # order is irrelevant: each writes its own place
+                view = fleet.get(backend)
+                assert view is not None
+                self._views[self._index[backend]] = view
+            self.stale.clear()
+            self._tuple = tuple(self._views)
+        return self._tuple
+
+    def distinct(self, fleet: Fleet) -> tuple[BackendSpec, ...]:
+        if self._specs is None:
+            by_step: dict[StepParameters, BackendSpec] = {}
+            for backend in self._index:
+                by_step.setdefault(fleet[backend].spec.step, fleet[backend].spec)
+            self._specs = tuple(by_step.values())
+        return self._specs
+
+
+class FleetWithout:
+    """A fleet that hides the backends which failed a request, so that a retry goes elsewhere."""
+
+    __slots__ = ("_fleet", "_hidden")
+
+    def __init__(self, fleet: Fleet, hidden: Sequence[str]) -> None:
+        self._fleet = fleet
+        self._hidden = frozenset(hidden)
+
+    def for_model(self, model: str) -> Sequence[BackendView]:
+        """As Fleet.for_model, without the hidden ones."""
+        return tuple(v for v in self._fleet.for_model(model) if v.spec.id not in self._hidden)
+
+    def get(self, backend: str) -> BackendView | None:
+        """As Fleet.get; a hidden backend is unknown."""
+        return None if backend in self._hidden else self._fleet.get(backend)
+
+    def link(self, producer: str, consumer: str) -> LinkParameters:
+        """As Fleet.link."""
+        return self._fleet.link(producer, consumer)
