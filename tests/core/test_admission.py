@@ -56,10 +56,10 @@ def test_newcomers_wait_behind_their_own_model_only() -> None:
 
 
 def test_retry_budget_floor_and_share() -> None:
-    """Thirty retries from a cold start (3/s over 10 s), then a fifth of what is admitted."""
-    budget = RetryBudget(Limits())
+    """Thirty retries from a cold start (3/s over 10 s), then a quarter of what is admitted."""
+    budget = RetryBudget(Limits(retry_ratio=0.25))
     assert sum(budget.withdraw(0.0) for _ in range(100)) == 30
-    for _ in range(50):
+    for _ in range(40):
         budget.deposit(0.0)
     assert sum(budget.withdraw(0.0) for _ in range(100)) == 10
 
