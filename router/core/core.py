@@ -235,6 +235,8 @@ class RouterCore:
         """Offer places to what waits: first to decodes whose KV fills a producer, then to the queue."""
         for flight in tuple(self._relay.unbound.values()):
             self._bind(flight, now)
+        if not len(self._queue):
+            return
         blocked: set[str] = set()  # a model's lower classes do not take what its higher ones wait for
         for model, line in self._queue.lines():
             if model not in blocked and not self._place_line(line, now):

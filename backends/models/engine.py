@@ -1,0 +1,276 @@
+"""BatchEngine: continuous batching on modelled hardware, as a machine. No I/O, no clock.
+
+Who runs is the schedule's business (schedule.py), how long it takes and who pays the tariff's (metering.py).
+The next step starts when the model says that the last one ended, however late the driver calls. Steps that
+bring no event form a stretch (stretch.py). With emit_tokens the driver is woken for each step; without, it
+is woken only at the end of a stretch, and only the first token of a sequence is shown. Times, costs and ends
+are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from random import Random
+from typing import assert_never
+
+from backends.models.latency import StepModel
+from backends.models.messages import (
+    DecodeFinished,
+    Failed,
+    FailReason,
+    KVArrived,
+    PrefillFinished,
+    PullKV,
+    RunDecode,
+    RunPrefill,
+    StepTokens,
+    Stop,
+)
+from backends.models.metering import Bill, Tariff
+from backends.models.power import check_power, idle_j
+from backends.models.schedule import Schedule
+from backends.models.sequence import Sequence, refusal
+from backends.models.stretch import Noise, Stretch
+from router.errors import ConfigError
+from router.model import BackendSnapshot, BackendSpec, Phase, Seconds
+
+EngineCommand = RunPrefill | RunDecode | KVArrived | Stop
+EngineEvent = StepTokens | PrefillFinished | PullKV | DecodeFinished | Failed
+Events = list[EngineEvent]
+Columns = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def check_engine(spec: BackendSpec) -> None:
+    """Raise ConfigError when an engine cannot run with these limits."""
+    if spec.block_tokens < 1 or spec.kv_capacity_tokens < spec.block_tokens:
+        raise ConfigError(
+            f"{spec.id}: kv_capacity_tokens must hold at least one block of block_tokens >= 1 tokens."
+        )
+    if not 1 <= spec.max_num_seqs <= spec.max_num_batched_tokens:
+        raise ConfigError(
+            f"{spec.id}: max_num_seqs must be from 1 to max_num_batched_tokens "
+            f"({spec.max_num_batched_tokens}); otherwise a full batch has no token for some sequence."
+        )
+    check_power(spec.power)
+
+
+class BatchEngine:
+    """One backend's scheduler and device.
+
+    A prefill that hands over ends with PrefillFinished whose kv is None: the engine keeps its blocks under
+    the key until Stop. PullKV says that blocks are reserved for a RunDecode; KVArrived lets it run.
+    """
+
+    def __init__(self, spec: BackendSpec, rng: Random, now: Seconds, *, emit_tokens: bool = True) -> None:
+        """Boot at `now`. Raise ConfigError for a spec that cannot run."""
+        check_engine(spec)
+        self.spec = spec
+        self._tariff = Tariff(StepModel(spec.step), spec.power, spec.kv_bytes_per_token)
+        self._noise = Noise(spec.step.noise_sigma, rng)
+        self._schedule = Schedule(spec, self._tariff)
+        self._emit_tokens = emit_tokens
+        self._stretch: Stretch | None = None
+        self._boot = now
+        self._busy_prefill_s = 0.0
+        self._busy_decode_s = 0.0
+        self._energy_j = 0.0
+
+    def __contains__(self, key: int) -> bool:
+        """Whether a key is queued, running, or holds KV."""
+        return key in self._schedule.sequences
+
+    # --- the machine -------------------------------------------------------------------------------
+
+    def handle(self, message: EngineCommand, now: Seconds) -> Items[EngineEvent]:
+        """Take a command; steps that ended by `now` come first."""
+        events: Events = list(self.advance(now))
+        self._interrupt(now)
+        match message:
+            case RunPrefill() | RunDecode():
+                self._accept(message, now, events)
+            case KVArrived(key=key):
+                self._loaded(key, now, events)
+            case Stop(key=key):
+                self._stop(key)
+            case _:
+                assert_never(message)
+        if self._stretch is None:
+            self._begin(now, events)
+        else:
+            events.extend(self._schedule.reserve())
+        return events
+
+    def advance(self, now: Seconds) -> Items[EngineEvent]:
+        """Everything that the model has happen by `now`, in order."""
+        events: Events = []
+        while (stretch := self._stretch) is not None:
+            following = self._following(stretch)
+            at = stretch.end_of(following)
+            if at > now:
+                break
+            if following < stretch.steps:
+                self._show_step(stretch, at, events)
+            else:
+                self._end_stretch(stretch, at, events)
+                self._begin(at, events)
+        return events
+
+    def deadline(self) -> Seconds | None:
+        """The end of the step in progress, or of the stretch when tokens are not wanted."""
+        if (stretch := self._stretch) is None:
+            return None
+        return stretch.end_of(self._following(stretch))
+
+    def _following(self, stretch: Stretch) -> int:
+        """Steps of the stretch that will be over at the deadline."""
+        return stretch.shown + 1 if self._emit_tokens else stretch.steps
+
+    def snapshot(self, now: Seconds) -> BackendSnapshot:
+        """The engine's account of itself; the step in progress counts when it is over."""
+        schedule = self._schedule
+        blocks, decode_s, joule = schedule.pool.used, self._busy_decode_s, self._energy_j
+        if (stretch := self._stretch) is not None and 0 < (done := stretch.done_by(now)) < stretch.steps:
+            blocks += schedule.batch.growth(stretch.grown, max(stretch.grown, done + 1))
+            bill = self._tariff.bill(stretch.work, stretch.span(done))
+            decode_s, joule = decode_s + bill.time_s, joule + bill.energy_j
+        idle_s = max(0.0, now - self._boot - self._busy_prefill_s - decode_s)
+        return BackendSnapshot(
+            observed_at=now,
+            running=len(schedule.running),
+            waiting=schedule.waiting,
+            waiting_prefill_tokens=schedule.uncomputed_tokens,
+            kv_used_tokens=blocks * self.spec.block_tokens,
+            busy_prefill_s=self._busy_prefill_s,
+            busy_decode_s=decode_s,
+            energy_j=joule + idle_j(self.spec.power, idle_s),
+            preemptions=schedule.preemptions,
+        )
+
+    # --- commands ----------------------------------------------------------------------------------
+
+    def _accept(self, command: RunPrefill | RunDecode, now: Seconds, events: Events) -> None:
+        key = command.key
+        if key in self:
+            # Both uses end: which of them the driver means cannot be told.
+            self._stop(key)
+            reason = f"key {key} is in use; a key names one sequence"
+            events.append(Failed(key, FailReason.INVALID, reason))
+        elif reason := refusal(command, self.spec):
+            events.append(Failed(key, FailReason.INVALID, reason))
+        else:
+            self._schedule.add(command, now)
+
+    def _loaded(self, key: int, now: Seconds, events: Events) -> None:
+        sequence = self._schedule.loaded(key)
+        if sequence is not None and sequence.next_index >= sequence.output_tokens:
+            self._finish(sequence, now, events)  # the prefill produced the only token
+
+    def _stop(self, key: int) -> None:
+        if (sequence := self._schedule.sequences.get(key)) is not None:
+            self._schedule.forget(sequence, self._stretch.grown if self._stretch else 0)
+
+    def _interrupt(self, now: Seconds) -> None:
+        """Let the stretch end with the step in progress, so that what comes now can join the next step."""
+        if (stretch := self._stretch) is not None and stretch.steps > 1:
+            stretch.steps = min(stretch.steps, stretch.done_by(now) + 1)
+            self._grow(stretch)
+
+    def _grow(self, stretch: Stretch) -> None:
+        if stretch.steps > stretch.grown:
+            self._schedule.grow(stretch.grown, stretch.steps)
+            stretch.grown = stretch.steps
+
+    # --- steps -------------------------------------------------------------------------------------
+
+    def _begin(self, at: Seconds, events: Events) -> None:
+        """Start the next step, or a stretch of them; with nothing to run the engine is idle."""
+        schedule = self._schedule
+        if not schedule.sequences:
+            return
+        events.extend(schedule.plan(at))
+        if schedule.running:
+            steps = schedule.uneventful_steps(self._noise.lookahead)
+            self._stretch = Stretch(at, schedule.work(), steps, self._noise)
+
+    def _show_step(self, stretch: Stretch, at: Seconds, events: Events) -> None:
+        keys, indices = self._schedule.batch.tokens_of(stretch.shown)
+        if keys:
+            events.append(StepTokens(at, keys, indices))
+        stretch.shown += 1
+
+    def _end_stretch(self, stretch: Stretch, at: Seconds, events: Events) -> None:
+        """Book the stretch and report its last step: prefills that go on, tokens, other ends."""
+        schedule = self._schedule
+        self._grow(stretch)
+        bill = self._tariff.bill(stretch.work, stretch.span(stretch.steps))
+        self._book(bill)
+        keys, indices = self._last_tokens(stretch)
+        ended = schedule.batch.advance(bill) if bill.work.decodes else ()
+        self._noise.consume(stretch.steps)
+        done = schedule.completed()
+        self._report_prefills(done, at, events, hands_over=False)
+        more_keys, more_indices = self._sample(done)
+        if keys or more_keys:
+            events.append(StepTokens(at, keys + more_keys, indices + more_indices))
+        self._report_prefills(done, at, events, hands_over=True)
+        for sequence in done:
+            if not sequence.hands_over and sequence.next_index < sequence.output_tokens:
+                schedule.batch.join(sequence)
+        for sequence in (*ended, *(s for s in done if s.next_index >= s.output_tokens and not s.hands_over)):
+            self._finish(sequence, at, events)
+        self._stretch = None
+
+    def _last_tokens(self, stretch: Stretch) -> Columns:
+        """What the decode batch shows of the last step of a stretch, before it is counted."""
+        batch = self._schedule.batch
+        if self._emit_tokens:
+            return batch.tokens_of(stretch.steps - 1)
+        fresh = [sequence for sequence in self._schedule.fresh if sequence.key in batch.members]
+        for sequence in fresh:
+            sequence.has_emitted = True
+        step = batch.step + stretch.steps - 1
+        return tuple(s.key for s in fresh), tuple(step + s.index_offset for s in fresh)
+
+    def _sample(self, done: Items[Sequence]) -> Columns:
+        """The tokens of sequences whose known tokens are all computed, as far as they are to be shown."""
+        shown: list[tuple[int, int]] = []
+        for sequence in done:
+            if sequence.hands_over and not self.spec.connector.first_token_from_prefill:
+                continue
+            if self._emit_tokens or not sequence.has_emitted:
+                shown.append((sequence.key, sequence.next_index))
+            sequence.next_index += 1
+            sequence.has_emitted = True
+        return tuple(key for key, _ in shown), tuple(index for _, index in shown)
+
+    def _report_prefills(
+        self, done: Items[Sequence], at: Seconds, events: Events, *, hands_over: bool
+    ) -> None:
+        """PrefillFinished comes before the first token where decode goes on, after it where it does not."""
+        for sequence in done:
+            if sequence.hands_over is hands_over and sequence.phase is Phase.PREFILL:
+                cost = sequence.settle(at)
+                events.append(PrefillFinished(sequence.key, cost, sequence.cached_tokens, None))
+                sequence.phase = Phase.DECODE
+                if hands_over:
+                    self._schedule.hold(sequence)
+
+    def _finish(self, sequence: Sequence, at: Seconds, events: Events) -> None:
+        self._schedule.forget(sequence)
+        cost = sequence.settle(at)
+        events.append(DecodeFinished(sequence.key, cost, sequence.output_tokens, sequence.finish))
+
+    def _book(self, bill: Bill) -> None:
+        """Book device time and energy, and charge the chunks; decodes are charged by their meter."""
+        prefill_s, others = 0.0, bill.work.decodes
+        for sequence, chunk in self._schedule.chunks.values():
+            share_s, joule = self._tariff.chunk_share(bill, chunk)
+            sequence.charge(share_s, joule)
+            if sequence.phase is Phase.PREFILL:
+                prefill_s += share_s
+            else:
+                others += 1
+        prefill_s = prefill_s if others else bill.time_s
+        self._busy_prefill_s += prefill_s
+        self._busy_decode_s += bill.time_s - prefill_s
+        self._energy_j += bill.energy_j

@@ -1,0 +1,100 @@
+"""How long one backend takes for a phase of a request, given its standing. Times are seconds.
+
+The step model comes through a port; these functions only say which steps are ahead. An engine is
+taken to batch continuously with chunked prefill: a step carries all decoding sequences and up to
+max_num_batched_tokens minus these of prompt. Anything that is no time (NaN, negative) becomes
+infinity, so that a backend with a broken profile is never the fastest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from policies.standing import Standing
+from router.model import LinkParameters, Seconds
+
+MAX_DUTY: Final = 0.9
+"""Prefill is never taken for more than this share of a backend's time; beyond, decode would look endless."""
+UNKNOWN_OUTPUT_TOKENS: Final = 256
+"""Output of a sequence of which nothing is known (assumption)."""
+
+
+def seconds(value: float) -> Seconds:
+    """A duration, or infinity for what is none."""
+    return value if value >= 0 else math.inf
+
+
+def alone_s(s: Standing, tokens: int) -> Seconds:
+    """Prefill of a prompt that has the backend to itself."""
+    assert s.latency is not None
+    return seconds(s.latency.prefill_s(tokens))
+
+
+def prefill_end_s(s: Standing, tokens: int) -> Seconds:
+    """Until the prefill of a prompt is done, behind what is ahead of it and beside what decodes.
+
+    Steps needed for all prompt tokens, each of mean size: exact where the step model is linear in
+    them. Half of the running step is added where sequences decode.
+    """
+    latency = s.latency
+    assert latency is not None
+    if not s.prefill_tokens and not s.decodes:
+        return seconds(latency.prefill_s(tokens))
+    total = s.prefill_tokens + tokens
+    steps = -(-total // s.chunk_tokens)
+    pairs = s.pairs_ahead + tokens * tokens / 2
+    step = latency.mixed_step_s(s.decodes, s.context_tokens, round(total / steps), pairs / steps)
+    return seconds(s.half_step_s + steps * step)
+
+
+def joined_step_s(s: Standing, context_tokens: int) -> Seconds:
+    """A decode step of the batch after a sequence of that context has joined it."""
+    assert s.latency is not None
+    return seconds(s.latency.decode_step_s(s.decodes + 1, s.context_tokens + context_tokens))
+
+
+def decode_drain_s(s: Standing, context_tokens: int, output_tokens: int) -> Seconds:
+    """Until the batch, with a new sequence in it, is done: tokens to come over the batch's rate."""
+    ours = s.view.in_flight
+    mean = ours.decode_tokens / ours.decodes if ours.decodes else UNKNOWN_OUTPUT_TOKENS
+    to_come = ours.decode_tokens + mean * (s.decodes - ours.decodes) + output_tokens
+    return to_come / (s.decodes + 1) * joined_step_s(s, context_tokens)
+
+
+def handoff_s(tokens: int, kv_bytes_per_token: float, link: LinkParameters) -> Seconds:
+    """A KV transfer that has the link to itself, serially after prefill."""
+    if not link.bandwidth_bytes_per_s > 0:
+        return math.inf
+    return seconds(link.latency_s + tokens * kv_bytes_per_token / link.bandwidth_bytes_per_s)
+
+
+def prefill_energy_j(s: Standing, tokens: int) -> float:
+    """Joules of a prefill alone; power model and origin as in router.model.PowerParameters."""
+    power, duration = s.spec.power, alone_s(s, tokens)
+    moved = power.weight_bytes + s.spec.kv_bytes_per_token * tokens
+    return _energy_j(s, duration, moved, power.flop_per_token * tokens)
+
+
+def token_energy_j(s: Standing, context_tokens: int) -> float:
+    """Joules of one output token: a joined step's energy shared by its sequences."""
+    power, batch = s.spec.power, s.decodes + 1
+    moved = power.weight_bytes + s.spec.kv_bytes_per_token * (s.context_tokens + context_tokens)
+    step = joined_step_s(s, context_tokens)
+    return _energy_j(s, step, moved, power.flop_per_token * batch) / batch
+
+
+def _energy_j(s: Standing, duration_s: Seconds, moved_bytes: float, flop: float) -> float:
+    p = s.spec.power
+    joules = p.idle_w * duration_s + p.joule_per_byte * moved_bytes + p.joule_per_flop * flop
+    return seconds(min(joules, p.cap_w * duration_s))
+
+
+def prefill_usd(s: Standing, tokens: int) -> float:
+    """List price of a prefill alone."""
+    return seconds(s.spec.usd_per_hour / 3600 * alone_s(s, tokens))
+
+
+def token_usd(s: Standing, context_tokens: int) -> float:
+    """List price of one output token: a joined step's price shared by its sequences."""
+    return seconds(s.spec.usd_per_hour / 3600 * joined_step_s(s, context_tokens) / (s.decodes + 1))

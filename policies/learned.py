@@ -1,0 +1,117 @@
+"""What a policy learns from facts: how long answers are, and how busy prefill keeps a backend.
+
+Both are bounded: clients choose the names of workload classes, and requests whose end is never
+reported must not stay in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from policies.forecast import MAX_DUTY, UNKNOWN_OUTPUT_TOKENS
+from router.model import BackendSnapshot, Request, Seconds
+
+MAX_CLASSES: Final = 256
+MAX_WAITED_FOR: Final = 1 << 16
+Class = tuple[str, str]
+OTHERS: Final[Class] = ("", "")
+"""Classes beyond the first 256 share one estimate."""
+
+
+class OutputLengths:
+    """Expected output tokens per model and workload class: a moving average of what finished.
+
+    Until a class has finished an answer, the expectation is min(max_new_tokens, 256) (assumption).
+    Answers in progress are not counted, so long ones arrive late in the average, and answers cut at
+    max_new_tokens count as they are (both bias it downwards while traffic grows).
+    """
+
+    def __init__(self, memory: int) -> None:
+        """`memory` is the number of answers after which an old one has lost two thirds of its weight."""
+        self._memory = memory
+        self._means: dict[Class, tuple[float, int]] = {}
+        self._classes: dict[str, Class] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> OutputLengths:
+        other = OutputLengths(self._memory)
+        other._means, other._classes = dict(self._means), dict(self._classes)  # values are immutable
+        return other
+
+    def expect(self, request: Request) -> int:
+        """Output tokens a request is expected to need, at least 1 and at most max_new_tokens."""
+        most = max(1, request.max_new_tokens)
+        known = self._means.get(self._class(request))
+        return min(most, UNKNOWN_OUTPUT_TOKENS if known is None else max(1, round(known[0])))
+
+    def wait_for(self, request: Request) -> None:
+        """Remember the class of a request until it finishes."""
+        if len(self._classes) >= MAX_WAITED_FOR and request.id not in self._classes:
+            del self._classes[next(iter(self._classes))]
+        self._classes[request.id] = self._class(request)
+
+    def finished(self, request_id: str, output_tokens: float) -> None:
+        """Learn from an answer that ended."""
+        which = self._classes.pop(request_id, None)
+        if which is None or not 1 <= output_tokens < math.inf:
+            return
+        mean, seen = self._means.get(which, (0.0, 0))
+        seen = min(seen + 1, self._memory)
+        self._means[which] = (mean + (output_tokens - mean) / seen, seen)
+
+    def forget(self, request_id: str) -> None:
+        """A request ended without an answer."""
+        self._classes.pop(request_id, None)
+
+    def _class(self, request: Request) -> Class:
+        which = (request.model, request.workload_class)
+        return which if which in self._means or len(self._means) < MAX_CLASSES else OTHERS
+
+
+@dataclass(frozen=True, slots=True)
+class _Duty:
+    at: Seconds
+    busy_s: Seconds
+    share: float
+
+
+class PrefillDuty:
+    """Share of each backend's time that goes into prefill, from its growing busy counter.
+
+    Steady-state law of a backend that does both: every second of decode comes with share / (1 -
+    share) seconds of prefill, so a step takes 1 / (1 - share) as long. This is TPOT = T_decode(C) +
+    (C / output length) T_prefill with the second term measured instead of assumed.
+    """
+
+    def __init__(self, window_s: Seconds) -> None:
+        """`window_s` is the time constant of the moving average."""
+        self._window_s = window_s
+        self._duties: dict[str, _Duty] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PrefillDuty:
+        other = PrefillDuty(self._window_s)
+        other._duties = dict(self._duties)  # values are immutable
+        return other
+
+    def stretch(self, backend: str) -> float:
+        """1 / (1 - share); 1 for a backend that did not report twice yet."""
+        duty = self._duties.get(backend)
+        return 1.0 if duty is None else 1.0 / (1.0 - duty.share)
+
+    def reported(self, backend: str, snapshot: BackendSnapshot) -> None:
+        """Learn from a load report. A counter that went back is a restart; nonsense is ignored."""
+        at, busy = snapshot.observed_at, snapshot.busy_prefill_s
+        if not (math.isfinite(at) and 0 <= busy < math.inf):
+            return
+        known = self._duties.get(backend)
+        if known is None or busy < known.busy_s:
+            self._duties[backend] = _Duty(at, busy, 0.0)
+        elif at > known.at:
+            share = min(MAX_DUTY, (busy - known.busy_s) / (at - known.at))
+            weight = -math.expm1(-(at - known.at) / self._window_s)
+            self._duties[backend] = _Duty(at, busy, known.share + weight * (share - known.share))
+
+    def forget(self, backend: str) -> None:
+        """Drop a backend that left."""
+        self._duties.pop(backend, None)

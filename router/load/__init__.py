@@ -1,0 +1,1 @@
+"""The load generator: offers requests in open loop, checks every token, reports what it saw."""

@@ -1,0 +1,1 @@
+"""Tests of the northbound half of the live shell."""
