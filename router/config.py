@@ -231,7 +231,6 @@ class DaemonConfig(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     listen: Listen = Listen()

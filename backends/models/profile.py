@@ -150,11 +150,12 @@ def _numbers(table: Table, where: str, shape: type[Any], defaults: object) -> di
 
 
 def _step(table: Table, where: str) -> StepParameters:
+    numbers = _numbers(table, where, StepParameters, StepParameters(base_s=1.0))
     if "base_s" not in table:
         raise ConfigError(
             f"{where}: 'base_s' is missing; add the seconds of a decode step of an empty batch."
         )
-    return StepParameters(**_numbers(table, where, StepParameters, StepParameters(base_s=1.0)))
+    return StepParameters(**numbers)
 
 
 def _link(table: Table, where: str) -> LinkParameters:

@@ -7,13 +7,12 @@ admitted last is preempted: it loses its KV and is computed again later. One rul
 default: the blocks of a whole prompt are reserved at its admission, so that a chunk never fails half way.
 
     prefill   waiting -> running (chunking) -> running (batch), or held for a peer
-    decode    joining -> (room reserved, KV on its way) -> waiting -> running (batch)
+    decode    joining -> (room reserved, KV on its way) -> ready -> running (batch)
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from backends.models.batch import DecodeBatch
 from backends.models.kvcache import BlockPool, blocks_for
@@ -43,21 +42,22 @@ class Schedule:
         """Commands whose KV is not here yet."""
         self._joining: OrderedDict[int, Sequence] = OrderedDict()
         """Decodes without room, in order of arrival."""
+        self._ready: OrderedDict[int, Sequence] = OrderedDict()
+        """Decodes whose KV is here, in order of its arrival; they go before all that wait."""
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
-        """First those with KV in hand, then the preempted, then the others in order of arrival."""
+        """First the preempted, then the others in order of arrival; none has blocks."""
         self._chunking: dict[int, Sequence] = {}
         """Running sequences whose known tokens are not all computed."""
 
     @property
     def waiting(self) -> int:
         """Sequences that do not run and hold no finished prefill."""
-        return len(self._waiting) + len(self._pulls)
+        return len(self._waiting) + len(self._ready) + len(self._pulls)
 
     @property
     def uncomputed_tokens(self) -> int:
         """Prompt tokens that wait for prefill, or for the rest of it."""
-        queued = (*self._waiting.values(), *self._chunking.values())
-        return sum(sequence.missing for sequence in queued if not sequence.has_kv)
+        return sum(sequence.missing for sequence in (*self._waiting.values(), *self._chunking.values()))
 
     # --- coming and going --------------------------------------------------------------------------
 
@@ -75,10 +75,7 @@ class Schedule:
         """The KV of a reserved decode is here: it runs once there is a slot. None if nobody waits for it."""
         if key in self._joining or self._pulls.pop(key, None) is None:
             return None
-        sequence = self.sequences[key]
-        sequence.has_kv = True
-        self._waiting[key] = sequence
-        self._waiting.move_to_end(key, last=False)
+        sequence = self._ready[key] = self.sequences[key]
         return sequence
 
     def forget(self, sequence: Sequence, grown: int = 0) -> None:
@@ -87,7 +84,8 @@ class Schedule:
         if key in self.batch.members:
             self.batch.leave(sequence, grown)
         del self.sequences[key]
-        for place in (self._pulls, self._joining, self._waiting, self.running, self._chunking):
+        places = (self._pulls, self._joining, self._ready, self._waiting, self.running, self._chunking)
+        for place in places:
             place.pop(key, None)
         self._free(sequence)
 
@@ -141,10 +139,11 @@ class Schedule:
         for sequence in self._chunking.values():
             self._take_chunk(sequence)
         if not preempted or not self.running:
-            for sequence in self._admissible():
-                self.running[sequence.key] = sequence
-                if sequence.started is None:
-                    sequence.started = at
+            self._admit(at)
+        while self._ready and not self.running:
+            # Those with KV in hand keep each other from running: the last gives its room up.
+            self._preempt(next(reversed(self._ready.values())))
+            self._admit(at)
         return pulls
 
     def work(self) -> Work:
@@ -184,23 +183,28 @@ class Schedule:
     def _preempt(self, sequence: Sequence) -> None:
         if sequence.key in self.batch.members:
             self.batch.leave(sequence)
-        del self.running[sequence.key]
-        self._chunking.pop(sequence.key, None)
+        for place in (self.running, self._chunking, self._ready):
+            place.pop(sequence.key, None)
         self._free(sequence)
-        sequence.computed, sequence.has_kv, sequence.was_preempted = 0, False, True
+        sequence.computed, sequence.was_preempted = 0, True
         self._waiting[sequence.key] = sequence
         self._waiting.move_to_end(sequence.key, last=False)
         self.preemptions += 1
 
-    def _admissible(self) -> Iterator[Sequence]:
-        while self._waiting and len(self.running) < self._spec.max_num_seqs and self._budget() > 0:
-            sequence = next(iter(self._waiting.values()))
-            if not (self._admit_loaded(sequence) if sequence.has_kv else self._admit_new(sequence)):
+    def _admit(self, at: Seconds) -> None:
+        while len(self.running) < self._spec.max_num_seqs and self._budget() > 0:
+            queue = self._ready or self._waiting
+            sequence = next(iter(queue.values()), None)
+            if sequence is None:
                 return
-            del self._waiting[sequence.key]
-            yield sequence
+            if not (self._admit_ready(sequence) if queue is self._ready else self._admit_new(sequence)):
+                return
+            del queue[sequence.key]
+            self.running[sequence.key] = sequence
+            if sequence.started is None:
+                sequence.started = at
 
-    def _admit_loaded(self, sequence: Sequence) -> bool:
+    def _admit_ready(self, sequence: Sequence) -> bool:
         """Let a sequence run whose KV came from a peer."""
         blocks = blocks_for(sequence.known, self._spec.block_tokens) - sequence.private
         if not self.pool.allocate(blocks):

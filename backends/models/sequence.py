@@ -36,8 +36,6 @@ class Sequence:
     shared: list[int] = field(default_factory=list[int])
     """Hashes of the cached blocks it refers to."""
     cached_tokens: int = 0
-    has_kv: bool = False
-    """Its KV came from a peer and is complete, in blocks of its own."""
     has_emitted: bool = False
     was_preempted: bool = False
     started: Seconds | None = None

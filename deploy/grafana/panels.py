@@ -56,7 +56,8 @@ def stat(title: str, expr: str, unit: str, description: str, **more: Any) -> Pan
 def quantiles(metric: str, labels: str, by: str, q: float) -> str:
     """A quantile of a histogram, by some labels."""
     buckets = f"rate(polyphase_{metric}_bucket{{{labels}}}[$__rate_interval])"
-    return f"histogram_quantile({q}, sum by ({by}, le) ({buckets}))"
+    # Of nothing, the quantile is NaN; the comparison drops such lines from the legend.
+    return f"histogram_quantile({q}, sum by ({by}, le) ({buckets})) >= 0"
 
 
 def rate(metric: str, labels: str = "", by: str = "") -> str:
@@ -67,7 +68,12 @@ def rate(metric: str, labels: str = "", by: str = "") -> str:
 
 def share(metric: str, part: str, whole: str, by: str = "") -> str:
     """The rate of some series over that of others, of one metric."""
-    return f"{rate(metric, part, by)} / {rate(metric, whole, by)}"
+    return ratio(rate(metric, part, by), rate(metric, whole, by))
+
+
+def ratio(part: str, whole: str) -> str:
+    """One expression over another, where the other is not zero."""
+    return f"{part} / ({whole} > 0)"
 
 
 RED_ABOVE_ZERO: Final = ((None, "green"), (0.000001, "red"))

@@ -12,6 +12,7 @@ from deploy.grafana.panels import (
     Row,
     quantiles,
     rate,
+    ratio,
     share,
     stat,
 )
@@ -166,8 +167,11 @@ MONEY = Row(
             "Cost per million tokens, by kind and phase",
             [
                 Query(
-                    f"1e6 * {rate('cost_usd_total', BACKEND, 'kind, phase')}"
-                    f" / {rate('backend_tokens_total', BACKEND, 'kind, phase')}",
+                    "1e6 * "
+                    + ratio(
+                        rate("cost_usd_total", BACKEND, "kind, phase"),
+                        rate("backend_tokens_total", BACKEND, "kind, phase"),
+                    ),
                     "{{kind}} {{phase}}",
                 )
             ],
@@ -178,8 +182,10 @@ MONEY = Row(
             "Energy per token, by kind and phase",
             [
                 Query(
-                    f"{rate('energy_joules_total', BACKEND, 'kind, phase')}"
-                    f" / {rate('backend_tokens_total', BACKEND, 'kind, phase')}",
+                    ratio(
+                        rate("energy_joules_total", BACKEND, "kind, phase"),
+                        rate("backend_tokens_total", BACKEND, "kind, phase"),
+                    ),
                     "{{kind}} {{phase}}",
                 )
             ],

@@ -25,6 +25,8 @@ from router.model import Seconds
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
 _TAIL_BYTES: Final = 4000
+_DEATH_S: Final = 0.5
+"""Between a connection that breaks and the news that the process has ended."""
 
 # --- the child's side ------------------------------------------------------------------------------
 
@@ -89,24 +91,37 @@ async def child(name: str, arguments: Sequence[str], env: Mapping[str, str]) -> 
             start_new_session=True,
         )
         try:
-            ready = await _first_line(name, process, errors)
+            ready = await _first_line(name, process)
             yield Child(name, process, errors, ready)
+        except Exception:
+            # When a child dies, calls to it fail first; its own words say more than theirs.
+            if await _has_died(process):
+                raise _trouble(name, process.returncode or 0, errors) from None
+            raise
         finally:
             await _stop(process)
 
 
-async def _first_line(name: str, process: Process, errors: IO[bytes]) -> Mapping[str, Any]:
-    line = b""
-    if process.stdout is not None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                line = await process.stdout.readline()
+async def _first_line(name: str, process: Process) -> Mapping[str, Any]:
+    """What the child announces. Raises ValueError when it ends without a word, Trouble when it takes long."""
+    if process.stdout is None:
+        raise ValueError("no pipe")
     try:
-        ready: Mapping[str, Any] = json.loads(line)
-    except ValueError:
-        await _stop(process)
-        raise _trouble(name, process.returncode or 0, errors) from None
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            ready: Mapping[str, Any] = json.loads(await process.stdout.readline())
+    except TimeoutError:
+        raise Trouble(
+            f"The {name} did not get ready within {READY_TIMEOUT_S:g} s. No request was sent. "
+            "Is the machine overloaded? Try again."
+        ) from None
     return ready
+
+
+async def _has_died(process: Process) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DEATH_S):
+            await process.wait()
+    return process.returncode is not None
 
 
 async def _stop(process: Process, timeout_s: Seconds = STOP_TIMEOUT_S) -> None:

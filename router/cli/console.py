@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -15,12 +15,15 @@ from rich.text import Text
 from router.model import Seconds
 
 PLAIN_EVERY_S: Final = 5.0
+PLAIN_WIDTH: Final = 200
 LATENCIES: Final = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 
 
 def consoles(json_to: str | None) -> Console:
     """Standard output, or standard error while standard output carries the JSON."""
-    return Console(stderr=json_to == "-", highlight=False, soft_wrap=False)
+    out = Console(stderr=json_to == "-", highlight=False)
+    # Without a terminal there is no width to keep to; 80 columns would cut cells short in a log.
+    return out if out.is_terminal else Console(stderr=json_to == "-", highlight=False, width=PLAIN_WIDTH)
 
 
 def duration(seconds: float | None) -> str:
@@ -46,11 +49,12 @@ def usd(cost: float) -> str:
     return f"${cost:,.2f}" if cost >= 10 else f"${cost:.3g}"
 
 
-def grid(*columns: str, title: str = "") -> Table:
-    """A table whose first column is text and whose others are numbers."""
+def grid(*columns: str, title: str = "", words: Collection[str] = ()) -> Table:
+    """A table whose first column and those named in `words` are text, the others numbers."""
     table = Table(title=title or None, box=None, pad_edge=False, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True, header_style="dim")
+    for column in columns:
+        left = column in words or column == columns[0]
+        table.add_column(column, justify="left" if left else "right", no_wrap=True, header_style="dim")
     return table
 
 
@@ -96,7 +100,16 @@ def _latencies(report: Mapping[str, Any]) -> Table:
 
 def _backends(report: Mapping[str, Any]) -> Table:
     table = grid(
-        "Backend", "kind", "prefills", "decodes", "tokens out", "busy", "cost", "energy", title="\nBackends"
+        "Backend",
+        "kind",
+        "prefills",
+        "decodes",
+        "tokens out",
+        "busy",
+        "cost",
+        "energy",
+        title="\nBackends",
+        words=["kind"],
     )
     for backend in report["backends"]:
         table.add_row(
@@ -146,11 +159,3 @@ class PlainProgress:
         if now >= self._next:
             self._next = now + self._every_s
             print(line, file=self._out, flush=True)
-
-
-def plain_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> Table:
-    """Rows under a header."""
-    table = grid(*columns)
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -106,7 +106,7 @@ class Setting:
     metavar="PORT",
     help="Data, admin and metrics use this and the next two, the fleet ten above; 0 takes free ports.",
 )
-@workload_options(default_trace="azure", default_speed=4.0)
+@workload_options(default_trace="azure", default_speed=8.0)
 def command(**given: Any) -> None:
     """Run a router and a mock fleet, replay a real trace, show where every phase ran.
 

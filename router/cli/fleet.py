@@ -20,6 +20,11 @@ from router.load.report import kind_name
 CALL_TIMEOUT_S = 5.0
 DRAIN_MARGIN_S = 10.0
 DEFAULT_ADMIN = "127.0.0.1:7601"
+COLUMNS = (
+    *("BACKEND", "KIND", "STATE", "PHASES", "PREFILLS", "DECODES", "KV TOKENS"),
+    *("ADDRESS", "MODELS"),
+)
+WORDS = ("KIND", "STATE", "PHASES", "ADDRESS", "MODELS")
 EPILOG = """
 \b
 Examples:
@@ -59,9 +64,7 @@ def ls(admin: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = console.grid(
-        "BACKEND", "KIND", "STATE", "PHASES", "PREFILLS", "DECODES", "KV TOKENS", "ADDRESS", "MODELS"
-    )
+    table = console.grid(*COLUMNS, words=WORDS)
     for row in rows:
         table.add_row(
             row["id"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,18 @@ from router.load.run import LoadPlan, LoadRun
 from router.sim.workload import load_trace
 
 DEFAULT_MODEL = "llama-3.1-8b"
+DEFAULT_RATE = 10.0
+DEFAULT_DURATION_S = 30.0
+OWN_OPTIONS = {
+    "prompt_tokens": "prompt_tokens",
+    "output_tokens": "output_tokens",
+    "sessions": "connections",
+    "generate": "per_call",
+    "max_in_flight": "max_in_flight",
+    "timeout": "timeout_s",
+    "verify": "verify",
+}
+"""Options that only this command has, and the fields of the plan they set."""
 REDRAW_EVERY_S = 0.25
 RECENT = 1000
 TOKENS = click.IntRange(1, 1_000_000)
@@ -86,7 +99,12 @@ def judge(tally: Tally, limits: Limits) -> Verdict:
     help="Beyond it, requests that are due count as not sent.",
 )
 @seconds("--timeout", "Give up on a request after so long.", default=120.0, show_default=True)
-@click.option("--no-verify", is_flag=True, help="Do not compare token values: the backends are no mocks.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare token values; switch it off where the backends are no mocks.",
+)
 @seconds("--max-ttft-p99", "Fail above this time to first token.")
 @seconds("--max-tpot-p99", "Fail above this time per output token.")
 @seconds("--max-e2e-p99", "Fail above this end-to-end time.")
@@ -115,28 +133,21 @@ def command(**given: Any) -> None:
     finish(judge(tally, limits))
 
 
-def plan_of(given: dict[str, Any], *, target: str, model: str) -> LoadPlan:
-    """The plan that the options describe."""
+def plan_of(given: Mapping[str, Any], *, target: str, model: str) -> LoadPlan:
+    """The plan that the options describe; an option that a command does not have keeps the plan's default."""
     trace = load_trace(given["trace"], given["workload_class"]) if given["trace"] else []
-    rate = given["rate"] if given["rate"] or trace else 10.0
-    duration_s = given["duration"] if given["duration"] or trace else 30.0
+    own = {field: given[option] for option, field in OWN_OPTIONS.items() if option in given}
     return LoadPlan(
         target,
         RequestOptions(model, given["ttft_slo"], given["tpot_slo"], given["deadline"]),
-        trace,
-        rate,
-        given["speed"],
-        duration_s,
-        given.get("prompt_tokens", 512),
-        given.get("output_tokens", 128),
-        given["workload_class"],
-        given.get("sessions", 2),
-        given.get("generate", False),
-        given.get("max_in_flight", 4096),
-        given.get("timeout", 120.0),
-        not given.get("no_verify", False),
-        given["seed"],
-        f"load-{secrets.token_hex(4)}",
+        trace=trace,
+        rate=given["rate"] if given["rate"] or trace else DEFAULT_RATE,
+        speed=given["speed"],
+        duration_s=given["duration"] if given["duration"] or trace else DEFAULT_DURATION_S,
+        workload_class=given["workload_class"],
+        seed=given["seed"],
+        run=f"load-{secrets.token_hex(4)}",
+        **own,
     )
 
 

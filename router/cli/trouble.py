@@ -47,11 +47,28 @@ def told() -> Iterator[None]:
             raise
         raise trouble from error
     except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            # A task group wraps what its only failing task raised.
-            with told():
-                raise group.exceptions[0] from None
-        raise
+        if (cause := _cause(group)) is None:
+            raise
+        with told():
+            raise cause from None
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """What to tell of a task group's failures: the only one, or the first that is in words already."""
+    leaves = [leaf for error in group.exceptions for leaf in _leaves(error)]
+    if len(leaves) == 1:
+        return leaves[0]
+    if all(isinstance(leaf, Trouble | PolyphaseError) for leaf in leaves):
+        return next((leaf for leaf in leaves if isinstance(leaf, Trouble)), leaves[0])
+    return None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 def _of_os_error(error: OSError) -> Trouble | None:

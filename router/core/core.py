@@ -403,14 +403,18 @@ class RouterCore:
             case Timer.LEASE:
                 self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "its KV lease ran out", now)
             case Timer.PREFILL:
-                message = "no sign of life for five times the predicted time"
-                self._retry(flight, Phase.PREFILL, flight.prefill, Reason.BACKEND_STALLED, message, now)
+                self._stalled(flight, timer, Phase.PREFILL, Reason.BACKEND_STALLED, now)
             case Timer.HANDOFF:
-                assert flight.decode is not None
-                message = "the KV did not arrive"
-                self._retry(flight, Phase.DECODE, flight.decode, Reason.KV_TRANSFER_FAILED, message, now)
+                self._stalled(flight, timer, Phase.DECODE, Reason.KV_TRANSFER_FAILED, now)
             case _:
                 assert_never(timer)
+
+    def _stalled(self, flight: Flight, timer: Timer, phase: Phase, reason: Reason, now: Seconds) -> None:
+        backend = flight.prefill if phase is Phase.PREFILL else flight.decode
+        assert backend is not None
+        if not self._relay.still_queued(flight, timer, backend, now):
+            message = f"no sign of life for {self._limits.stall_factor:.0f} times the predicted time"
+            self._retry(flight, phase, backend, reason, message, now)
 
     # --- the fleet ---
 

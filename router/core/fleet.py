@@ -51,6 +51,11 @@ class Backend:
             return BackendState.DRAINING
         return BackendState.CORDONED if self.cordoned else BackendState.READY
 
+    @property
+    def busy_s(self) -> float:
+        """Device time its worker has reported since boot; a worker whose figure stands still does nothing."""
+        return 0.0 if self.snapshot is None else self.snapshot.busy_prefill_s + self.snapshot.busy_decode_s
+
     def view(self) -> BackendView:
         """The immutable picture for policies."""
         return BackendView(self.spec, self.state, self.snapshot, self.in_flight)

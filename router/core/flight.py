@@ -88,6 +88,8 @@ class Flight:
     decision: Decision | None = None
     cached_tokens: int = 0
     output_tokens: int = 0
+    busy_mark_s: float = 0.0
+    """Busy time its worker had reported when the phase began, or when it was last looked at."""
     avoid: tuple[str, ...] = ()
     """Backends that failed this request."""
     uses: list[PhaseUse] = field(default_factory=list[PhaseUse])

@@ -81,7 +81,7 @@ class Relay:
         flight.timeline.dispatched = now
         stall_s = self._prefill_stall_s(flight)
         self._book_plan(flight)
-        self.timers.set(now + stall_s, Timer.PREFILL, request.id, flight.epoch)
+        self._watch(flight, Timer.PREFILL, plan.prefill, now + stall_s)
         self.out.append(StartPrefill(request.id, flight.epoch, plan.prefill, not plan.is_split))
 
     def prefilled(self, flight: Flight, fact: PrefillDone, now: Seconds) -> None:
@@ -118,7 +118,7 @@ class Relay:
         if flight.decode_booking is None:
             flight.decode_booking = self._book(backend, InFlight(decodes=1, **_decode_room(flight)))
         stall_s = self._stall_s(self.transfer_s(flight, backend))
-        self.timers.set(now + stall_s, Timer.HANDOFF, flight.request.id, flight.epoch)
+        self._watch(flight, Timer.HANDOFF, backend, now + stall_s)
         self.out.append(StartDecode(flight.request.id, flight.epoch, backend, flight.kv))
 
     def lease_lasts(self, flight: Flight, backend: str, now: Seconds) -> bool:
@@ -270,6 +270,23 @@ class Relay:
 
     def _stall_s(self, predicted_s: Seconds) -> Seconds:
         return max(self._limits.stall_s, self._limits.stall_factor * predicted_s)
+
+    def still_queued(self, flight: Flight, timer: Timer, backend: str, now: Seconds) -> bool:
+        """Whether a phase that shows no sign of life waits at a worker that gets on with other work.
+
+        Then it goes on being watched: to start it anew elsewhere would double the load of a busy fleet.
+        """
+        known = self._fleet.find(backend)
+        if known is None or known.snapshot is None or not known.snapshot.waiting:
+            return False
+        if known.busy_s <= flight.busy_mark_s:
+            return False
+        self._watch(flight, timer, backend, now + self._limits.stall_s)
+        return True
+
+    def _watch(self, flight: Flight, timer: Timer, backend: str, until: Seconds) -> None:
+        flight.busy_mark_s = self._fleet[backend].busy_s
+        self.timers.set(until, timer, flight.request.id, flight.epoch)
 
     def _alive(self, timer: Timer, request_id: str, epoch: int) -> bool:
         flight = self.flights.get(request_id)

@@ -57,7 +57,8 @@ class AdminCall:
     async def read(self, kind: type[Proto]) -> Proto | None:
         """The next message; None when the caller has closed its side."""
         raw = await self._context.read()
-        return None if raw is grpc.aio.EOF else parse(raw, kind)
+        at_end = raw is grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
+        return None if at_end else parse(raw, kind)
 
     async def write(self, message: Message) -> None:
         """Send a message. Raises CallerError when the caller does not read."""

@@ -116,28 +116,17 @@ def assemble(config: DaemonConfig, seed: int) -> Parts:
     models = StepModels()
 
     def tell(fact: Fact) -> None:
-        driver.tell(fact)
+        driver.tell(fact)  # what speaks to the driver is built before it
 
-    def overran(duration_s: Seconds) -> None:
-        tell(PolicyOverran(duration_s))
-
-    def timed(policy: Policy) -> Policy:
-        return TimedPolicy(policy, config.policy.budget_s, metrics.decision, overran)
-
-    source = PolicySource(config.policy, models, seed, timed)
+    source = PolicySource(config.policy, models, seed, stopwatch(config, metrics, tell))
     first = source.first()
     core = RouterCore(first.policy, source.fallback(), models, core_limits(config))
     flows = Flows()
-    times, rng = lane_times(config), random.Random(seed)
-    lanes = LaneSet(
-        LaneContext(tell, rng, times, hooks=LaneMetrics(metrics), counts=flows.counts, vet=models)
-    )
+    lanes = LaneSet(lane_context(config, tell, metrics, flows, models, seed))
     registry = Registry(lanes, tell, core.fleet.get, registry_rules(config))
     changes = FleetChanges()
     recorder = recorder_of(config, first, seed)
-    taps: list[Tap] = [metrics, registry, changes]
-    if recorder is not None:
-        taps.append(recorder)
+    taps: list[Tap] = [metrics, registry, changes, *([recorder] if recorder is not None else [])]
     driver = Driver(core, flows, taps=taps, on_late=metrics.driver_lateness)
     driver.connect(lanes)
     return Parts(
@@ -157,6 +146,30 @@ def assemble(config: DaemonConfig, seed: int) -> Parts:
         watch=watch_of(config, source, tell, metrics),
         recorder=recorder,
     )
+
+
+def stopwatch(
+    config: DaemonConfig, metrics: Metrics, tell: Callable[[Fact], None]
+) -> Callable[[Policy], Policy]:
+    """Wraps policies so that the core hears of slow decisions, and the metrics of all."""
+
+    def overran(duration_s: Seconds) -> None:
+        tell(PolicyOverran(duration_s))
+
+    return lambda policy: TimedPolicy(policy, config.policy.budget_s, metrics.decision, overran)
+
+
+def lane_context(
+    config: DaemonConfig,
+    tell: Callable[[Fact], None],
+    metrics: Metrics,
+    flows: Flows,
+    models: StepModels,
+    seed: int,
+) -> LaneContext:
+    """What the lanes share. Specs are vetted by building their step model, as policies will."""
+    hooks, rng = LaneMetrics(metrics), random.Random(seed)
+    return LaneContext(tell, rng, lane_times(config), hooks=hooks, counts=flows.counts, vet=models)
 
 
 def watch_of(

@@ -47,7 +47,7 @@ INTERNAL_MESSAGE: Final = (
 class Router(Protocol):
     """The core as the driver sees it: a Machine[Fact, Action] that can also decide without executing."""
 
-    def handle(self, message: Fact, now: Seconds) -> Sequence[Action]:
+    def handle(self, message: Fact, /, now: Seconds) -> Sequence[Action]:
         """Take one fact and say what follows from it."""
         ...
 

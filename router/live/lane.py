@@ -282,7 +282,7 @@ class Lane:
 
 
 def _parse(raw: Any) -> worker_pb2.LaneResponse:
-    if raw is grpc.aio.EOF:
+    if raw is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
         raise LaneBrokenError("the worker ended the stream")
     try:
         return worker_pb2.LaneResponse.FromString(raw)

@@ -130,6 +130,7 @@ class LaneWork:
         self._reminded: set[int] = set()
         self._last_seq = 0
         self._next_report: Seconds = 0.0
+        self._warned = False
 
     def __len__(self) -> int:
         """Phases at work on the lane."""
@@ -340,11 +341,18 @@ class LaneWork:
             return
         try:
             snapshot = wire.load_from_proto(load, now)
-        except BackendError:
-            self._hooks.bad_report(self._peer.backend)
+        except BackendError as error:
+            self._refuse_load(error)
             return
         self._next_report = now + REPORT_INTERVAL_S
         self._tell(BackendReported(self._peer.backend, snapshot))
+
+    def _refuse_load(self, error: BackendError) -> None:
+        """Dropped, counted, and logged once per connection: such a worker reports twenty times a second."""
+        self._hooks.bad_report(self._peer.backend)
+        if not self._warned:
+            self._warned = True
+            log.warning("load reports of %s are dropped: %s", self._peer.backend, error.message)
 
     # --- failures ---
 

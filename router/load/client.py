@@ -130,7 +130,7 @@ class SessionTransport:
 
     async def _read(self, call: Any) -> None:
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (response := await call.read()) is not grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
                 self._take(response, self._clock())
         except asyncio.CancelledError:
             # grpc.aio raises it for a stream that the router ended with CANCELLED, too: that is no
@@ -216,7 +216,7 @@ class GenerateTransport:
 
     async def _read(self, call: Any, flight: Flight) -> inference_pb2.Finished | None:
         finished: inference_pb2.Finished | None = None
-        while (response := await call.read()) is not grpc.aio.EOF:
+        while (response := await call.read()) is not grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
             if ids := response.tokens.ids:
                 flight.tokens(response.tokens.first_index, ids[:], self._clock())
             if response.HasField("finished"):
@@ -259,11 +259,11 @@ def failed_of(error: grpc.aio.AioRpcError) -> Failed:
 
 
 def _reason_in(details: str | bytes) -> str:
-    with contextlib.suppress(DecodeError, UnicodeEncodeError):
+    info = error_details_pb2.ErrorInfo()
+    with contextlib.suppress(DecodeError):
         status = status_pb2.Status.FromString(details if isinstance(details, bytes) else details.encode())
-        info = error_details_pb2.ErrorInfo()
         for detail in status.details:
-            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            if detail.TypeName() == info.DESCRIPTOR.full_name and detail.Unpack(info):
                 return str(info.reason)
     return ""
 

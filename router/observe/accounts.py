@@ -112,5 +112,6 @@ class Accounts:
         workload = self._names.workload_class(report.request.workload_class)
         met = objectives_met(report, now)
         for objective, kept in met.items():
-            self._to.slo.add(1, workload, objective, "true" if kept else "false")
+            self._to.slo.add(kept, workload, objective, "true")
+            self._to.slo.add(not kept, workload, objective, "false")
         self._to.goodput.add(float(met["all"]), workload)

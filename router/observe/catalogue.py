@@ -125,7 +125,9 @@ GOODPUT: Final = _counter(
 
 # --- decisions and handoffs ------------------------------------------------------------------------
 
-DECISIONS: Final = _counter("decisions_total", "Placements booked", "policy", "reason")
+DECISIONS: Final = _counter(
+    "decisions_total", "Placements booked, by what asked for them", "policy", "reason"
+)
 DECISION_SECONDS: Final = _histogram(
     "decision_seconds", "Time a policy took for one answer", buckets.DECISION_S, "policy"
 )

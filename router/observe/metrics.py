@@ -56,6 +56,8 @@ class Metrics:
         self._accounts = Accounts(self._to, self._names, self._progress)
         self._to.build_info.labels(version).set(1)
         self._to.reload_success.set(1)
+        for result in ("ok", "failed"):
+            self._to.reloads.add(0, result)
 
     # --- the tap -----------------------------------------------------------------------------------
 
@@ -64,7 +66,10 @@ class Metrics:
         if fact is not None:
             self._take_fact(fact, now)
         for action in actions:
-            self._take_action(action, now)
+            if isinstance(action, NoteDecision):
+                self._decided(action, fact)
+            else:
+                self._take_action(action, now)
             self._progress.take_action(action)
 
     def _take_fact(self, fact: Any, now: Seconds) -> None:
@@ -94,10 +99,6 @@ class Metrics:
                 if outcome_of(reason, started=True) is Outcome.FAILED:
                     self._attempt_failed(request_id, reason)
                 self._accounts.failed(action, now)
-            case NoteDecision(decision=decision):
-                self._to.decisions.add(
-                    1, self._names.policy(decision.policy), self._names.reason(decision.reason)
-                )
             case NoteRetry(request_id=request_id, phase=phase, reason=reason):
                 self._attempt_failed(request_id, reason)
                 self._to.retries.add(1, phase, reason)
@@ -147,6 +148,7 @@ class Metrics:
         # Series start at zero: rate() and increase() do not see the jump from absent to the first value.
         for phase in fact.spec.phases:
             self._to.busy.add(0, backend, kind, phase)
+        self._to.preemptions.add(0, backend, kind)
         for fault in STRAY_FAULTS:
             self._to.stray_tokens.add(0, backend, kind, fault)
 
@@ -169,7 +171,19 @@ class Metrics:
         self._names.removed(backend)
         self._to.forget_backend(backend)
 
-    # --- handoffs ----------------------------------------------------------------------------------
+    # --- decisions and handoffs -------------------------------------------------------------------
+
+    def _decided(self, action: NoteDecision, fact: Any) -> None:
+        """A policy's own reason is a sentence for people, with numbers in it; the label says what asked."""
+        journey = self._progress.of(action.request_id)
+        if journey is not None and journey.stage is Stage.HANDOFF:
+            why = "late_binding"
+        elif journey is not None and (journey.epoch > 1 or journey.is_waiting_again):
+            why = "retry"
+        else:
+            arrived = isinstance(fact, RequestArrived) and fact.request.id == action.request_id
+            why = "arrival" if arrived else "queue"
+        self._to.decisions.add(1, self._names.policy(action.decision.policy), why)
 
     def _kv_moved(self, fact: KVMoved) -> None:
         journey = self._progress.of(fact.request_id, fact.epoch)

@@ -13,7 +13,7 @@ from router.observe.series import NONE, OTHER, Bounded
 
 WORKLOAD_CLASSES: Final = 32
 POLICIES: Final = 32
-REASONS: Final = 64
+FAULTS: Final = 64
 MODELS: Final = 64
 
 
@@ -27,8 +27,7 @@ class Names:
         self._models: frozenset[str] = frozenset()
         self.workload_class = Bounded(WORKLOAD_CLASSES)
         self.policy = Bounded(POLICIES)
-        self.reason = Bounded(REASONS)
-        self.fault = Bounded(REASONS)
+        self.fault = Bounded(FAULTS)
 
     def joined(self, backend: str) -> None:
         """A backend joined the fleet: it may have histograms of its own, and brings models."""

@@ -49,6 +49,11 @@ class Journey:
     prefilling: bool = False
     decoding: bool = False
 
+    @property
+    def is_waiting_again(self) -> bool:
+        """Whether an attempt failed and the next one has not begun."""
+        return self.stage is Stage.QUEUE and self.epoch > 0
+
 
 class Progress:
     """The live requests by stage, and the running phases by backend. Bounded by the requests in the core."""

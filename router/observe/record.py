@@ -6,7 +6,8 @@ recording. Request ids, session keys and tenants are.
 The event loop only puts a reference on a bounded queue; a thread encodes, digests and writes. A disk that
 stalls therefore costs entries, never latency: facts and actions are immutable, so the thread may read them
 late. Entries that found the queue full are counted, and a gap line says so in the file, because a replay
-across a gap would compare apples with pears.
+across a gap would compare apples with pears. The thread takes some 40 us of CPU per entry (7 to 10 entries a
+request) and shares the interpreter with the loop: recording is for finding out, not for always.
 
 Lines:
     {"recording": 1, "part": 0, "first": 0, "meta": {...}}      the head of every file

@@ -68,6 +68,7 @@ def test_the_version_is_that_of_the_package() -> None:
         (FileNotFoundError(errno.ENOENT, "No such file", "x.toml"), 2, "x.toml: No such file"),
         (ExceptionGroup("tasks", [ConfigError("in a task")]), 78, "in a task"),
         (ExceptionGroup("a", [ExceptionGroup("b", [Trouble("deep", 1)])]), 1, "deep"),
+        (ExceptionGroup("a", [ConfigError("later"), Trouble("first", 2)]), 2, "first"),
     ],
 )
 def test_failures_become_words(error: Exception, code: int, text: str) -> None:

@@ -11,6 +11,7 @@ comes out into the files.
     0.1 prefilled r1 kv              0.1 prefilled r1 here            (r1/2: epoch 2; default 1)
     0.2 moved r1   0.2 token r1   0.3 done r1 tokens=10   0.3 failed r1 decode lpu   0.3 cancel r1
     0.4 lost gpu   0.4 removed gpu   0.4 cordon gpu   0.4 drain   0.5 advance
+    0.4 report gpu waiting=1 busy=2.5
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from router.core.messages import (
     BackendJoined,
     BackendLost,
     BackendRemoved,
+    BackendReported,
     DecodeDone,
     DrainStarted,
     Fact,
@@ -50,6 +52,7 @@ from router.core.ports import FleetView
 from router.errors import Reason
 from router.model import (
     IDLE,
+    BackendSnapshot,
     Decision,
     FinishReason,
     KVHandle,
@@ -150,6 +153,14 @@ class Scenario:
             "cordon": lambda: BackendCordoned(names[0]),
             "uncordon": lambda: BackendCordoned(names[0], cordoned=False),
             "drain": DrainStarted,
+            "report": lambda: BackendReported(
+                names[0],
+                BackendSnapshot(
+                    now,
+                    waiting=int(options.get("waiting", "0")),
+                    busy_decode_s=float(options.get("busy", "0")),
+                ),
+            ),
             "overran": lambda: PolicyOverran(0.02),
             "arrive": lambda: RequestArrived(_request(names[0], options)),
             "cancel": lambda: RequestCancelled(names[0]),

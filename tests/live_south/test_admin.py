@@ -58,7 +58,7 @@ async def test_watch_sees_the_drain() -> None:
 
 
 def health_list_response() -> Any:
-    """The class of grpc.health.v1.HealthListResponse, as health.proto defines it: map<string, Response> = 1."""
+    """grpc.health.v1.HealthListResponse as health.proto defines it: map<string, Response> statuses = 1."""
     file = descriptor_pb2.FileDescriptorProto(name="list.proto", package="t", syntax="proto3")
     status = file.message_type.add(name="Response")
     status.field.add(name="status", number=1, type=5, label=1)
@@ -95,9 +95,7 @@ async def test_reflection_is_on_the_admin_listener_only() -> None:
         assert router.addresses is not None
         async with grpc.aio.insecure_channel(router.addresses.data) as data:
             stub = reflection_pb2_grpc.ServerReflectionStub(data)
-            reading = stub.ServerReflectionInfo()
-            await reading.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-            assert await code_of(reading) is grpc.StatusCode.UNIMPLEMENTED
+            assert await code_of(stub.ServerReflectionInfo()) is grpc.StatusCode.UNIMPLEMENTED
             for method in ("/polyphase.v1.FleetService/ListBackends", "/grpc.health.v1.Health/Check"):
                 assert (
                     await code_of(data.unary_unary(method)(b"", timeout=10)) is grpc.StatusCode.UNIMPLEMENTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -57,9 +58,10 @@ async def lane_to(address: str, facts: Facts, times: LaneTimes = PATIENT) -> Asy
         yield lanes
 
 
-def begin(lanes: LaneSet, facts: Facts, name: str = "r1") -> Flow:
+def begin(lanes: LaneSet, facts: Facts, name: str = "r1", text: str = "hi") -> Flow:
     """Start a request that prefills and decodes at w1."""
     live = flow(facts, name)
+    live.payload.text = text
     live.begin(1, "w1", Phase.DECODE, asyncio.get_running_loop().time())
     lanes.start_prefill(StartPrefill(name, 1, "w1", decode_here=True), live)
     return live
@@ -201,6 +203,20 @@ async def test_silence_is_noticed_and_a_heartbeat_is_not_silence(heartbeat_s: fl
                 connection.send(load(running=0))
                 await asyncio.sleep(heartbeat_s)
             assert facts.of(BackendLost) == []
+
+
+async def test_a_blocked_event_loop_is_not_the_workers_silence() -> None:
+    """When this process itself was late, what the worker sent meanwhile is read before it is judged."""
+    facts = Facts()
+    async with serving(ScriptedWorker()) as worker, lane_to(worker.address, facts, JUMPY):
+        connection = await worker.connection()
+        for _ in range(3):
+            connection.send(load(running=0))
+            await asyncio.sleep(0.1)
+            time.sleep(1.6)
+            connection.send(load(running=0))
+            await asyncio.sleep(0.4)
+        assert facts.of(BackendLost) == []
 
 
 async def test_a_stalled_decode_is_failed_by_the_watchdog() -> None:
@@ -359,6 +375,30 @@ async def test_ping_timeout_ends_a_black_holed_call_without_our_watchdog() -> No
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             finally:
                 call.cancel()
+
+
+async def test_a_worker_that_takes_no_commands_is_lost() -> None:
+    """A worker that greets and then reads nothing fills its window and our queue: its lane ends."""
+    facts = Facts()
+    worker = ScriptedWorker()
+
+    async def deaf(requests: object, context: grpc.aio.ServicerContext) -> None:
+        await context.read()
+        await context.write(worker.first())
+        await asyncio.sleep(60)
+
+    worker.lane = deaf  # type: ignore[method-assign]
+    times = LaneTimes(connect_s=10.0, backoff_min_s=5.0, silence_s=30.0, max_queued_commands=200)
+    async with serving(worker), lane_to(worker.address, facts, times) as lanes:
+        await facts.wait(BackendJoined)
+        for i in range(2000):
+            begin(lanes, facts, f"r{i}", text="x" * 50_000)
+            if i % 20 == 0:
+                await asyncio.sleep(0.01)
+            if facts.of(BackendLost):
+                break
+        lost = await facts.wait(BackendLost)
+        assert "does not take its commands" in lost.message
 
 
 async def test_an_overfull_outbox_breaks_the_lane() -> None:

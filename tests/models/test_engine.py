@@ -348,3 +348,33 @@ def test_an_engine_that_cannot_run_is_refused(fields: dict[str, int]) -> None:
     """Limits that contradict each other are a configuration error, not a deadlock."""
     with pytest.raises(ConfigError):
         engine(backend(**fields))
+
+
+def test_decodes_with_kv_in_hand_do_not_lock_each_other_out() -> None:
+    """All blocks are taken by KV that came, and each lacks one to go on: one gives its room up."""
+    machine = engine(backend(kv_capacity_tokens=16))
+    events = [*machine.handle(decode(1, foreign(8), output=6), 0.0)]
+    events += machine.handle(decode(2, foreign(8), output=6), 0.0)
+    assert [event.key for event in of(events, PullKV)] == [1, 2]
+    events += machine.handle(KVArrived(1, 1, 0.1, 77), 0.001)
+    events += machine.handle(KVArrived(2, 1, 0.1, 77), 0.001)
+    events += run(machine)
+    assert sorted(event.key for event in of(events, DecodeFinished)) == [1, 2]
+    assert machine.snapshot(9.0).preemptions > 0
+    assert machine.snapshot(9.0).kv_used_tokens == 0
+
+
+def test_new_decodes_do_not_starve_a_preempted_sequence() -> None:
+    """There is room for the newcomer's KV at once, but the one that lost its own comes first."""
+    machine = engine(backend(kv_capacity_tokens=40))
+    for key in (1, 2):
+        machine.handle(prefill(key, prompt=12, output=16), 0.0)
+    while not machine.snapshot(0.0).preemptions:
+        due = machine.deadline()
+        assert due is not None
+        machine.advance(due)
+    assert 40 - machine.snapshot(due).kv_used_tokens >= 8
+    assert of(list(machine.handle(decode(3, foreign(8)), due)), PullKV) == []
+    events = run(machine)
+    pulled = events.index(PullKV(3, foreign(8)))
+    assert any(isinstance(event, DecodeFinished) and event.key == 1 for event in events[:pulled])

@@ -90,6 +90,18 @@ def test_done_by_agrees_with_the_ends_of_steps(sigma: float) -> None:
     assert stretch.done_by(1e9) == 40
 
 
+def test_the_end_of_a_noisy_step_is_the_sum_of_its_steps() -> None:
+    """Step j lasts (first + j x growth) x draw j."""
+    work, draws = Work(2, 100, (), 0, 0.01, 0.002, 0.005), Noise(0.2, Random(3))
+    stretch = Stretch(5.0, work, 20, Noise(0.2, Random(3)))
+    expected = 5.0
+    for j in range(20):
+        expected += (0.01 + j * 0.002) * draws.peek(j)
+        assert stretch.end_of(j + 1) == pytest.approx(expected)
+    quiet = Stretch(5.0, work, 20, Noise(0.0, Random(3)))
+    assert quiet.end_of(20) == pytest.approx(5.0 + 20 * 0.01 + 190 * 0.002)
+
+
 def test_looking_ahead_does_not_change_the_noise() -> None:
     """A stretch that was cut short leaves the draws of its other steps to the next one."""
     noise, reference = Noise(0.1, Random(1)), Noise(0.1, Random(1))

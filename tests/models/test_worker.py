@@ -128,6 +128,8 @@ def test_a_pull_under_way_outlives_the_lease() -> None:
     machine = worker(backend(), lease_s=1.0)
     kv = holding(machine)
     machine.handle(ServeKV(1, kv, "c"), PREFILL_8 + 0.999)
+    assert list(machine.advance(PREFILL_8 + 1.001)) == []
+    assert machine.snapshot(PREFILL_8 + 1.001).kv_used_tokens == 8
     assert [type(event) for event in run(machine)] == [KVServed]
 
 

@@ -15,6 +15,7 @@ from router.core.messages import (
     BackendReported,
     FailRequest,
     KVMoved,
+    NoteDecision,
     NotePolicyFault,
     NoteRetry,
     PhaseFailed,
@@ -462,10 +463,28 @@ def test_policies_faults_and_decision_times(metrics: Metrics, registry: Collecto
     split_request(metrics, request())
     metrics.seen(None, 30.0, [NotePolicyFault("mine", "raised", "boom")])
     metrics.decision("predicted", 0.00004)
-    assert value(registry, f"{P}decisions_total", policy="predicted", reason="earliest_finish") == 1
+    assert value(registry, f"{P}decisions_total", policy="predicted", reason="arrival") == 1
     assert value(registry, f"{P}policy_faults_total", policy="mine", fault="raised") == 1
     assert value(registry, f"{P}decision_seconds_bucket", policy="predicted", le="5e-05") == 1
     assert value(registry, f"{P}decision_seconds_bucket", policy="predicted", le="2.5e-05") == 0
+
+
+def test_decisions_are_counted_by_what_asked_for_them(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """A policy's own reason is a sentence with numbers in it: a label of it would be without bound."""
+    note = NoteDecision("r1", Decision("mine", "5 of 6 backends can prefill; gpu-0 is first"))
+    start = StartPrefill("r1", 1, "gpu-0", decode_here=False)
+    again = StartPrefill("r1", 2, "gpu-0", decode_here=False)
+    metrics.seen(RequestArrived(request()), 1.0, [])
+    metrics.seen(RequestArrived(request("r2")), 1.5, [start, note])
+    metrics.seen(
+        PrefillDone("r1", 1, PhaseCost(), kv=handle()), 2.0, [note, StartDecode("r1", 1, "lpu-0", handle())]
+    )
+    lost = [NoteRetry("r1", Phase.DECODE, "lpu-0", Reason.BACKEND_LOST), again, note]
+    metrics.seen(BackendLost("lpu-0"), 3.0, lost)
+    for reason in ("queue", "late_binding", "retry"):
+        assert value(registry, f"{P}decisions_total", policy="mine", reason=reason) == 1
+    assert value(registry, f"{P}decisions_total", policy="mine", reason="arrival") is None
+    assert "5 of 6" not in generate_latest(registry).decode()
 
 
 def test_predictions_are_held_against_what_happened(metrics: Metrics, registry: CollectorRegistry) -> None:

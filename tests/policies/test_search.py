@@ -132,7 +132,7 @@ def output_of(name: str, asked: Request) -> int:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(fleet=fleets(), asked=requests, seed=st.integers(0, 99))
 def test_every_answer_is_possible(name: str, fleet: Views, asked: Request, seed: int) -> None:
     """A plan names an eligible pair; Wait means that an idle fleet could do it; Reject that it could not."""
@@ -154,7 +154,7 @@ def test_every_answer_is_possible(name: str, fleet: Views, asked: Request, seed:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(fleet=fleets(), asked=requests)
 def test_every_binding_is_possible(name: str, fleet: Views, asked: Request) -> None:
     """Late binding names a decode backend that may take over the KV."""
@@ -184,7 +184,7 @@ def test_the_same_seed_gives_the_same_answers(name: str, fleet: Views, asked: Re
     assert [other.plan(asked, fleet, float(i)) for i in range(4)] == answers
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(fleet=fleets(), asked=requests, weight=st.sampled_from([0.0, 0.3, 1.0]), keep=st.integers(1, 6))
 def test_the_search_gives_what_trying_all_pairs_gives(
     fleet: Views, asked: Request, weight: float, keep: int
