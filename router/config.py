@@ -145,9 +145,7 @@ class LaneSettings(Section):
     silence_s: Positive = 3.0
     """A lane without any frame for so long is lost. Workers send one at least every 0.25 s."""
     decode_stall_s: Positive = 10.0
-    """A sequence in decode that gains no token for so long is failed."""
-    handoff_stall_s: Positive = 30.0
-    """A decode whose KV has not arrived for so long is failed; leases are as long."""
+    """A decode that gains no token for so long is failed, unless it waits at a worker that is busy."""
     max_queued_commands: Annotated[int, Field(ge=16, le=1 << 20)] = 8192
     """Commands a worker has not taken yet; beyond it the lane is lost."""
 

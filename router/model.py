@@ -208,6 +208,17 @@ class BackendSnapshot:
     busy_decode_s: Seconds = 0.0
     energy_j: float = 0.0
     preemptions: int = 0
+    steps: int = 0
+    """Engine steps since boot. This and the next four say what the busy time was spent on: they are the
+    regressors of the step model, summed over steps. All zero when a worker does not count them."""
+    decode_sequences: int = 0
+    """Sequences that decoded, summed over steps."""
+    context_tokens: float = 0.0
+    """Their contexts, summed over steps."""
+    prefill_tokens: int = 0
+    """Prompt tokens computed."""
+    attention_pairs: float = 0.0
+    """Sum of n (h + n / 2) over prompt chunks of n tokens with h tokens of history."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,11 @@ def load_to_proto(snapshot: BackendSnapshot) -> common_pb2.LoadReport:
         busy_decode_s=snapshot.busy_decode_s,
         energy_j=snapshot.energy_j,
         preemptions=snapshot.preemptions,
+        steps=snapshot.steps,
+        decode_sequences=snapshot.decode_sequences,
+        context_tokens=snapshot.context_tokens,
+        prefill_tokens=snapshot.prefill_tokens,
+        attention_pairs=snapshot.attention_pairs,
     )
 
 
@@ -269,6 +274,11 @@ def load_from_proto(proto: common_pb2.LoadReport, observed_at: Seconds) -> Backe
         busy_decode_s=_amount(proto.busy_decode_s, "busy_decode_s"),
         energy_j=_amount(proto.energy_j, "energy_j"),
         preemptions=proto.preemptions,
+        steps=proto.steps,
+        decode_sequences=proto.decode_sequences,
+        context_tokens=_amount(proto.context_tokens, "context_tokens"),
+        prefill_tokens=proto.prefill_tokens,
+        attention_pairs=_amount(proto.attention_pairs, "attention_pairs"),
     )
 
 

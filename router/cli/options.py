@@ -30,7 +30,18 @@ def seconds(name: str, help_: str, **more: Any) -> Decorator:
 
 def workload_options(*, default_trace: str | None = None, default_speed: float = 1.0) -> Decorator:
     """Options of what is sent: shared by `load` and `dev`, with defaults of their own."""
-    options: tuple[Decorator, ...] = (
+    options = (*_arrival_options(default_trace, default_speed), *_request_options())
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _arrival_options(default_trace: str | None, default_speed: float) -> tuple[Decorator, ...]:
+    return (
         click.option(
             "--trace",
             metavar="FILE",
@@ -53,6 +64,11 @@ def workload_options(*, default_trace: str | None = None, default_speed: float =
             metavar="PER_S",
             help="Poisson arrivals at this rate, instead of the trace's times.",
         ),
+    )
+
+
+def _request_options() -> tuple[Decorator, ...]:
+    return (
         click.option(
             "--class",
             "workload_class",
@@ -80,10 +96,3 @@ def workload_options(*, default_trace: str | None = None, default_speed: float =
             help="Write the summary as JSON; - is standard output.",
         ),
     )
-
-    def decorate(function: Command) -> Command:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate

@@ -27,7 +27,6 @@ from router.live.driver import Driver
 from router.live.fleet_service import FleetChanges, FleetService, FleetTimes
 from router.live.flow import Flows
 from router.live.lane import LaneContext, LaneTimes
-from router.live.lane_work import Patience
 from router.live.lanes import LaneSet
 from router.live.registry import Registry, RegistryRules
 from router.live.reload import Loaded, PolicyWatch, load
@@ -215,7 +214,7 @@ def lane_times(config: DaemonConfig) -> LaneTimes:
         backoff_min_s=lanes.backoff_min_s,
         backoff_max_s=lanes.backoff_max_s,
         silence_s=lanes.silence_s,
-        patience=Patience(lanes.decode_stall_s, lanes.handoff_stall_s),
+        decode_stall_s=lanes.decode_stall_s,
         max_queued_commands=lanes.max_queued_commands,
     )
 

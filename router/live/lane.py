@@ -25,7 +25,7 @@ from router.core.messages import BackendJoined, BackendLost, Fact
 from router.errors import PolyphaseError
 from router.grpc_options import channel_options
 from router.live.flow import TokenCounts
-from router.live.lane_work import BrokenFrameError, LaneHooks, LaneWork, NoHooks, Patience, Peer
+from router.live.lane_work import BrokenFrameError, LaneHooks, LaneWork, NoHooks, Peer
 from router.model import BackendSpec, Seconds
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ class LaneTimes:
     silence_s: Seconds = 3.0
     write_s: Seconds = 10.0
     """A worker that takes no command for so long has stopped reading."""
-    patience: Patience = field(default_factory=Patience)
+    decode_stall_s: Seconds = 10.0
+    """A decode without a token for so long has stalled, unless it waits at a worker that is busy."""
     max_queued_commands: int = 8192
     max_queued_bytes: int = 64 << 20
 
@@ -106,22 +107,20 @@ class Outbox:
         self._max_commands = max_commands
         self._max_bytes = max_bytes
         self._wake = asyncio.Event()
-        self._overflowed = False
+        self._overflowed = asyncio.Event()
 
     def put(self, command: bytes) -> None:
-        """Queue a command; never waits. What does not fit breaks the lane at the next `take`."""
+        """Queue a command; never waits. One that does not fit is dropped, and with it the lane."""
         if len(self._waiting) >= self._max_commands or self._bytes + len(command) > self._max_bytes:
-            self._overflowed = True
-        else:
-            self._waiting.append(command)
-            self._bytes += len(command)
+            self._overflowed.set()
+            return
+        self._waiting.append(command)
+        self._bytes += len(command)
         self._wake.set()
 
     async def take(self) -> bytes:
-        """Wait for commands and join them into one message. Raises LaneBrokenError after an overflow."""
+        """Wait for commands and join them into one message."""
         await self._wake.wait()
-        if self._overflowed:
-            raise LaneBrokenError(f"the worker does not take its commands: {len(self._waiting)} wait")
         batch = [self._waiting.popleft()]
         size = len(batch[0])
         while self._waiting and size + len(self._waiting[0]) <= _MAX_WRITE_BYTES:
@@ -131,6 +130,12 @@ class Outbox:
         if not self._waiting:
             self._wake.clear()
         return b"".join(batch)
+
+    async def overflow(self) -> None:
+        """Wait until a command did not fit, then raise LaneBrokenError. The write that does not end must not
+        delay it."""
+        await self._overflowed.wait()
+        raise LaneBrokenError(f"the worker does not take its commands: {len(self._waiting)} wait")
 
 
 class Lane:
@@ -202,6 +207,7 @@ class Lane:
             self._join(first, outbox)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write(call, outbox), name=f"lane-write-{self.backend}")
+                tasks.create_task(outbox.overflow(), name=f"lane-outbox-{self.backend}")
                 tasks.create_task(self._watch(), name=f"lane-watch-{self.backend}")
                 await self._read(call, first)
         except BaseException as error:
@@ -236,7 +242,7 @@ class Lane:
         self._context.vet(spec)
         peer, context = Peer(self.backend, incarnation, self.address), self._context
         self.work = LaneWork(
-            peer, self._tell, outbox.put, self._times.patience, context.hooks, context.counts
+            peer, self._tell, outbox.put, self._times.decode_stall_s, context.hooks, context.counts
         )
         self.down_since, self.trouble = None, ""
         log.info("lane to %s at %s is up", self.backend, self.address)

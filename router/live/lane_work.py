@@ -28,6 +28,7 @@ from router.core.messages import (
 from router.errors import BackendError, Reason
 from router.grpc_options import MAX_MESSAGE_BYTES
 from router.live.flow import Flow, TokenCounts
+from router.live.legs import Leg, Legs, StallWatch
 from router.model import KVHandle, Phase, Seconds
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ REPORT_INTERVAL_S: Final[Seconds] = 0.05
 """At most one load report per lane becomes a fact in this time: a policy gains nothing from fresher ones."""
 MAX_COMMAND_BYTES: Final = MAX_MESSAGE_BYTES - 4096
 """A larger command would be refused by the worker's message limit, which would take the whole lane down."""
-_MAX_SEQ: Final = 0xFFFF_FFFF
 _MAX_REMINDED: Final = 1024
 
 
@@ -71,39 +71,8 @@ class Peer:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a decode may go without progress, in seconds."""
-
-    decode_s: Seconds = 10.0
-    handoff_s: Seconds = 30.0
-    """Until the KV has moved: a KV lease's length, after which nothing could move any more."""
-
-
 class BrokenFrameError(Exception):
     """A frame that cannot be read as a whole; nothing of this worker can be trusted any more."""
-
-
-class Leg:
-    """One phase of a flow on this lane."""
-
-    __slots__ = ("accept", "decode_here", "epoch", "flow", "moved", "phase", "seq")
-
-    def __init__(self, seq: int, flow: Flow, epoch: int, phase: Phase, decode_here: bool) -> None:
-        self.seq = seq
-        self.flow = flow
-        self.epoch = epoch
-        self.phase = phase
-        """PREFILL until PrefillDone also with decode_here: its prefill is not a decode that stalls."""
-        self.decode_here = decode_here
-        self.moved = decode_here
-        """The KV is here: a decode may end, and its patience is that of a decode."""
-        self.accept = flow.accept
-
-    @property
-    def current(self) -> bool:
-        """Whether the flow still listens to this epoch."""
-        return self.flow.epoch == self.epoch
 
 
 class LaneWork:
@@ -114,7 +83,7 @@ class LaneWork:
         peer: Peer,
         tell: Callable[[Fact], None],
         send: Callable[[bytes], None],
-        patience: Patience,
+        patience_s: Seconds,
         hooks: LaneHooks,
         counts: TokenCounts,
     ) -> None:
@@ -122,13 +91,11 @@ class LaneWork:
         self._peer = peer
         self._tell = tell
         self._send = send
-        self._patience = patience
+        self._stalls = StallWatch(patience_s)
         self._hooks = hooks
         self._counts = counts
-        self._legs: dict[int, Leg] = {}
-        self._seqs: dict[tuple[str, int], int] = {}
+        self._legs = Legs()
         self._reminded: set[int] = set()
-        self._last_seq = 0
         self._next_report: Seconds = 0.0
         self._warned = False
 
@@ -140,7 +107,7 @@ class LaneWork:
 
     def start_prefill(self, action: StartPrefill, flow: Flow) -> None:
         """Send the prompt. Tokens that come back belong to the flow, in the action's epoch."""
-        leg = self._admit(Leg(self._new_seq(), flow, action.epoch, Phase.PREFILL, action.decode_here))
+        leg = self._legs.add(Leg(flow, action.epoch, Phase.PREFILL, action.decode_here))
         start = worker_pb2.StartPrefill(
             seq=leg.seq, epoch=action.epoch, request=flow.payload, decode_here=action.decode_here
         )
@@ -148,7 +115,7 @@ class LaneWork:
 
     def start_decode(self, action: StartDecode, flow: Flow, now: Seconds) -> None:
         """Send the KV handle; the worker pulls the KV and goes on at the flow's next index."""
-        leg = self._admit(Leg(self._new_seq(), flow, action.epoch, Phase.DECODE, decode_here=False))
+        leg = self._legs.add(Leg(flow, action.epoch, Phase.DECODE, decode_here=False))
         start = worker_pb2.StartDecode(
             seq=leg.seq,
             epoch=action.epoch,
@@ -160,9 +127,8 @@ class LaneWork:
 
     def stop_phase(self, action: StopPhase) -> None:
         """Stop an epoch here, if it is still at work."""
-        seq = self._seqs.get((action.request_id, action.epoch))
-        if seq is not None:
-            self._stop(self._legs[seq])
+        if (leg := self._legs.find(action.request_id, action.epoch)) is not None:
+            self._stop(leg)
 
     def release_kv(self, handle: KVHandle, now: Seconds) -> None:
         """Free KV that this worker holds and nobody will pull."""
@@ -173,12 +139,12 @@ class LaneWork:
         if len(raw) <= MAX_COMMAND_BYTES:
             self._send(raw)
             return
-        self._forget(leg)
+        self._legs.remove(leg)
         text = f"the request takes {len(raw)} bytes on the wire; a worker accepts {MAX_COMMAND_BYTES}"
         self._fail(leg, Reason.REQUEST_TOO_LARGE, text, retryable=False)
 
     def _stop(self, leg: Leg) -> None:
-        self._forget(leg)
+        self._legs.remove(leg)
         self._remind(leg.seq)
 
     def _remind(self, seq: int) -> None:
@@ -189,26 +155,6 @@ class LaneWork:
 
     def _release(self, kv: common_pb2.KVHandle) -> None:
         self._send(_encode(worker_pb2.Command(release_kv=worker_pb2.ReleaseKV(kv=kv))))
-
-    # --- the table ---
-
-    def _new_seq(self) -> int:
-        seq = self._last_seq % _MAX_SEQ + 1
-        while seq in self._legs:
-            seq = seq % _MAX_SEQ + 1
-        self._last_seq = seq
-        return seq
-
-    def _admit(self, leg: Leg) -> Leg:
-        self._legs[leg.seq] = leg
-        self._seqs[leg.flow.id, leg.epoch] = leg.seq
-        return leg
-
-    def _forget(self, leg: Leg) -> None:
-        self._legs.pop(leg.seq, None)
-        key = (leg.flow.id, leg.epoch)
-        if self._seqs.get(key) == leg.seq:
-            del self._seqs[key]
 
     # --- frames ---
 
@@ -229,7 +175,7 @@ class LaneWork:
     ) -> None:
         if not len(seqs) == len(tokens) == len(indices):
             raise BrokenFrameError("the token columns of a frame differ in length")
-        leg_of = self._legs.get
+        leg_of = self._legs.by_seq.get
         duplicates, gaps, zombies = self._counts.duplicated, self._counts.skipped, 0
         for seq, token, index in zip(seqs, tokens, indices, strict=True):
             leg = leg_of(seq)
@@ -255,7 +201,7 @@ class LaneWork:
         return False
 
     def _take_event(self, event: worker_pb2.PhaseEvent, now: Seconds) -> None:
-        leg = self._legs.get(event.seq)
+        leg = self._legs.by_seq.get(event.seq)
         if leg is None or not leg.current:
             self._bury(event, leg)
             return
@@ -273,7 +219,7 @@ class LaneWork:
             case "decode_done":
                 self._decode_done(leg, event.decode_done)
             case "failed":
-                self._forget(leg)
+                self._legs.remove(leg)
                 reason, text = wire.failure_from_proto(event.failed)
                 retryable = event.failed.reason != worker_pb2.PhaseFailed.REASON_INVALID
                 self._fail(leg, reason, text, retryable)
@@ -289,7 +235,7 @@ class LaneWork:
         kv = self._own_handle(leg, done.kv, now) if has_kv else None
         leg.flow.last_progress = now
         if has_kv:
-            self._forget(leg)
+            self._legs.remove(leg)
         else:
             leg.phase = Phase.DECODE
         self._tell(PrefillDone(leg.flow.id, leg.epoch, cost, done.cached_tokens, kv))
@@ -325,7 +271,7 @@ class LaneWork:
         elif done.output_tokens != got:
             self._break(leg, f"it ended after {done.output_tokens} tokens, of which {got} came")
         else:
-            self._forget(leg)
+            self._legs.remove(leg)
             self._tell(DecodeDone(leg.flow.id, leg.epoch, cost, got, reason))
 
     def _bury(self, event: worker_pb2.PhaseEvent, leg: Leg | None) -> None:
@@ -334,7 +280,7 @@ class LaneWork:
         if kind == "prefill_done" and event.prefill_done.HasField("kv"):
             self._release(event.prefill_done.kv)
         if leg is not None and kind in ("decode_done", "failed"):
-            self._forget(leg)
+            self._legs.remove(leg)
 
     def _take_load(self, load: common_pb2.LoadReport, now: Seconds) -> None:
         if now < self._next_report:
@@ -345,6 +291,7 @@ class LaneWork:
             self._refuse_load(error)
             return
         self._next_report = now + REPORT_INTERVAL_S
+        self._stalls.reported(snapshot)
         self._tell(BackendReported(self._peer.backend, snapshot))
 
     def _refuse_load(self, error: BackendError) -> None:
@@ -370,20 +317,17 @@ class LaneWork:
     def sweep(self, now: Seconds) -> None:
         """Once a second: fail decodes without progress, and stop work that nobody listens to."""
         self._reminded.clear()
-        for leg in tuple(self._legs.values()):
+        for leg in self._legs:
             if not leg.current:
                 self._stop(leg)
-            elif leg.phase is Phase.DECODE:
-                self._check_progress(leg, now)
+            elif leg.decodes and self._stalls.has_stalled(leg, now):
+                self._give_up(leg, now)
 
-    def _check_progress(self, leg: Leg, now: Seconds) -> None:
-        patience = self._patience.decode_s if leg.moved else self._patience.handoff_s
+    def _give_up(self, leg: Leg, now: Seconds) -> None:
+        self._stop(leg)
         silent_s = now - leg.flow.last_progress
-        if silent_s > patience:
-            self._stop(leg)
-            doing = "sent no token" if leg.moved else "did not pull the KV"
-            text = f"{self._peer.backend} {doing} for {silent_s:.1f} s; its work was stopped"
-            self._fail(leg, Reason.BACKEND_STALLED, text)
+        text = f"{self._peer.backend} sent no token for {silent_s:.1f} s; its work was stopped"
+        self._fail(leg, Reason.BACKEND_STALLED, text)
 
 
 def _encode(command: worker_pb2.Command) -> bytes:

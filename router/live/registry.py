@@ -180,7 +180,8 @@ class Registry:
         """The member for an id at an address, made if need be."""
         if backend in self._drained:
             raise CallerError(
-                Reason.NOT_ALLOWED, _refused(backend, "it was drained; undo its cordon to let it in again")
+                Reason.NOT_ALLOWED,
+                _refused(backend, "it was drained; `polyphase fleet uncordon` lets it in again"),
             )
         known = self._members.get(backend)
         if known is None:

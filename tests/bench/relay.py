@@ -1,8 +1,8 @@
 """CPU and memory of the router's process alone, in front of a mock fleet in another process.
 
-CPU is user and system time from /proc. A token's cost is the slope between answers of 1 and of 129 tokens at the
-same request rate; a request's cost is an answer of one token. What a frame costs is shared by the tokens in it,
-so the number of live streams is part of each result.
+CPU is user and system time from /proc. A token's cost is the slope between answers of 1 and of 129 tokens at
+the same request rate; a request's cost is an answer of one token. What a frame costs is shared by the tokens
+in it, so the number of live streams is part of each result.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from router.load.run import LoadPlan, LoadRun
 MODEL = "llama-3.1-8b"
 LONG, SHORT = 129, 1
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+SLOW_FLEET = Path(__file__).parent / "slow_fleet.toml"
 GENERATE = "/polyphase.v1.InferenceService/Generate"
 
 
@@ -112,7 +113,7 @@ async def costs(fleet: str, rate: float, per_call: bool, duration_s: float) -> t
 
 async def memory_per_1000_streams() -> float:
     """MiB of resident memory that 1,000 open Generate streams add."""
-    async with router("homogeneous") as under_test:
+    async with router(str(SLOW_FLEET)) as under_test:
         async with grpc.aio.insecure_channel(under_test.data) as channel:
             await _hold(channel, 10)
             before = under_test.rss_bytes()
@@ -129,7 +130,7 @@ async def _hold(channel: grpc.aio.Channel, count: int) -> list[grpc.aio.UnaryStr
         GENERATE, inference_pb2.GenerateRequest.SerializeToString, inference_pb2.GenerateResponse.FromString
     )
     request = inference_pb2.GenerateRequest(
-        model=MODEL, tokens=common_pb2.TokenIds(ids=range(64)), max_new_tokens=4000
+        model=MODEL, tokens=common_pb2.TokenIds(ids=[1]), max_new_tokens=4000
     )
     calls = [method(request) for _ in range(count)]
     for call in calls:

@@ -20,7 +20,7 @@ from router.core.messages import (
 )
 from router.errors import Reason
 from router.live.flow import Flow, TokenCounts
-from router.live.lane_work import MAX_COMMAND_BYTES, BrokenFrameError, LaneWork, Patience, Peer
+from router.live.lane_work import MAX_COMMAND_BYTES, BrokenFrameError, LaneWork, Peer
 from router.model import KVHandle, Phase
 from tests.live_south.scripted import Facts, decode_done, events, flow, kv_moved, load, prefill_done, tokens
 
@@ -50,9 +50,7 @@ class Desk:
         self.counts = TokenCounts()
         self.sent: list[worker_pb2.Command] = []
         peer = Peer("w1", "boot-1", "10.0.0.1:7610")
-        self.work = LaneWork(
-            peer, self.facts.tell, self._send, Patience(10.0, 30.0), self.strays, self.counts
-        )
+        self.work = LaneWork(peer, self.facts.tell, self._send, 10.0, self.strays, self.counts)
 
     def _send(self, raw: bytes) -> None:
         self.sent.extend(worker_pb2.LaneRequest.FromString(raw).commands)
@@ -260,13 +258,40 @@ def test_a_decode_without_progress_has_stalled(desk: Desk) -> None:
     assert len(desk.sent_of("stop_phase")) == 1
 
 
-def test_a_handoff_has_longer_patience(desk: Desk) -> None:
-    """Before the KV has moved a decode may wait as long as a lease lasts."""
-    desk.decode()
-    desk.work.sweep(125.0)
+def test_a_handoff_is_the_cores_to_time(desk: Desk) -> None:
+    """Before the KV has moved the lane does not judge; from then on tokens are due."""
+    _, seq = desk.decode()
+    desk.work.sweep(500.0)
     assert desk.facts.all == []
-    desk.work.sweep(130.5)
+    desk.work.take(events(kv_moved(seq)), 500.0)
+    desk.work.sweep(500.5)
+    desk.work.sweep(511.0)
     assert desk.facts.all[-1].reason is Reason.BACKEND_STALLED
+
+
+def test_a_decode_that_waits_at_a_busy_worker_has_not_stalled(desk: Desk) -> None:
+    """While the worker reports waiting work and its busy time grows, a preempted decode is left alone."""
+    _, seq = desk.prefill()
+    desk.work.take(events(prefill_done(seq)), 100.0)
+    for step in range(60):
+        now = 100.0 + step
+        desk.work.take(load(waiting=1, busy_decode_s=float(step)), now)
+        desk.work.sweep(now)
+    assert desk.facts.of(PhaseFailed) == []
+    for step in range(60, 90):
+        desk.work.take(load(waiting=1, busy_decode_s=60.0), 100.0 + step)
+        desk.work.sweep(100.0 + step)
+    assert [fact.reason for fact in desk.facts.of(PhaseFailed)] == [Reason.BACKEND_STALLED]
+
+
+def test_a_busy_worker_with_nothing_waiting_has_no_excuse(desk: Desk) -> None:
+    """It works for others, and forgot this one."""
+    _, seq = desk.prefill()
+    desk.work.take(events(prefill_done(seq)), 100.0)
+    for step in range(13):
+        desk.work.take(load(waiting=0, running=2, busy_decode_s=float(step)), 100.0 + step)
+        desk.work.sweep(100.0 + step)
+    assert len(desk.facts.of(PhaseFailed)) == 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from router.core.messages import (
 from router.errors import Reason
 from router.live.flow import Flow
 from router.live.lane import LaneBrokenError, LaneContext, LaneTimes, Outbox
-from router.live.lane_work import Patience
 from router.live.lanes import LaneSet
 from router.model import KVHandle, Phase
 from tests.live_south.black_hole import black_hole
@@ -222,7 +221,7 @@ async def test_a_blocked_event_loop_is_not_the_workers_silence() -> None:
 async def test_a_stalled_decode_is_failed_by_the_watchdog() -> None:
     """Heartbeats keep the lane alive, but a decode that gains no token is failed and stopped."""
     facts = Facts()
-    times = LaneTimes(connect_s=10.0, silence_s=2.0, patience=Patience(0.8, 30.0))
+    times = LaneTimes(connect_s=10.0, silence_s=2.0, decode_stall_s=0.8)
     async with serving(ScriptedWorker()) as worker, lane_to(worker.address, facts, times) as lanes:
         await facts.wait(BackendJoined)
         connection = await worker.connection()
@@ -407,7 +406,8 @@ async def test_an_overfull_outbox_breaks_the_lane() -> None:
         for _ in range(4):
             outbox.put(b"x")
         with pytest.raises(LaneBrokenError):
-            await outbox.take()
+            async with asyncio.timeout(5):
+                await outbox.overflow()
 
 
 async def test_an_outbox_joins_what_waits() -> None:

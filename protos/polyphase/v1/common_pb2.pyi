@@ -339,7 +339,7 @@ class BackendSpec(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[BackendKind, str]] = ..., device: _Optional[str] = ..., count: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., binding: _Optional[_Union[ModelBinding, str]] = ..., phases: _Optional[_Iterable[_Union[Phase, str]]] = ..., step: _Optional[_Union[StepParameters, _Mapping]] = ..., profile: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_layout: _Optional[str] = ..., kv_accepts: _Optional[_Iterable[str]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., link: _Optional[_Union[LinkParameters, _Mapping]] = ..., connector: _Optional[_Union[ConnectorFlags, _Mapping]] = ..., usd_per_hour: _Optional[float] = ..., power: _Optional[_Union[PowerParameters, _Mapping]] = ..., zone: _Optional[str] = ...) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "busy_prefill_s", "busy_decode_s", "energy_j", "preemptions")
+    __slots__ = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "busy_prefill_s", "busy_decode_s", "energy_j", "preemptions", "steps", "decode_sequences", "context_tokens", "prefill_tokens", "attention_pairs")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +348,11 @@ class LoadReport(_message.Message):
     BUSY_DECODE_S_FIELD_NUMBER: _ClassVar[int]
     ENERGY_J_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_PAIRS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_prefill_tokens: int
@@ -356,4 +361,9 @@ class LoadReport(_message.Message):
     busy_decode_s: float
     energy_j: float
     preemptions: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., busy_prefill_s: _Optional[float] = ..., busy_decode_s: _Optional[float] = ..., energy_j: _Optional[float] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    steps: int
+    decode_sequences: int
+    context_tokens: float
+    prefill_tokens: int
+    attention_pairs: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., busy_prefill_s: _Optional[float] = ..., busy_decode_s: _Optional[float] = ..., energy_j: _Optional[float] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., context_tokens: _Optional[float] = ..., prefill_tokens: _Optional[int] = ..., attention_pairs: _Optional[float] = ...) -> None: ...
