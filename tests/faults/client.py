@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2
 from polyphase.v1 import inference_pb2
 
 from tests.live.calls import detail, reason_of
@@ -93,8 +94,6 @@ class Heard:
 
     def next_index(self) -> int:
         """Where the failure says that the answer broke off."""
-        from google.rpc import error_details_pb2
-
         assert self.error is not None
         return int(detail(self.error, error_details_pb2.ErrorInfo).metadata["next_index"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from router.core.messages import PolicyOverran
 from router.live.timed_policy import TimedPolicy
 from tests.faults.policies import BadPolicy, ByName
 from tests.faults.stage import Stage, stage
@@ -24,8 +25,6 @@ async def test_a_policy_that_misbehaves_is_bypassed(fault: str) -> None:
         metrics, bad = on.parts.metrics, BadPolicy(fault)
 
         def overran(duration_s: float) -> None:
-            from router.core.messages import PolicyOverran
-
             on.parts.driver.tell(PolicyOverran(duration_s))
 
         on.replace(TimedPolicy(bad, BUDGET_S, metrics.decision, overran))
