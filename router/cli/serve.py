@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from router.cli.children import announce, stop_with_parent
+from router.cli.plug_ins import plug_ins
 from router.config import DaemonConfig, load_config
 from router.live.daemon import Daemon
 
@@ -57,7 +58,7 @@ def command(config_file: Path | None, check: bool, log_level: str, supervised: b
 
 
 async def _serve(config: DaemonConfig, supervised: bool) -> None:
-    daemon = Daemon(config)
+    daemon = Daemon(config, plug_ins())
     async with asyncio.TaskGroup() as group:
         beside = [group.create_task(_announce(daemon, supervised))]
         if supervised:

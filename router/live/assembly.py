@@ -1,20 +1,18 @@
 """Builds the parts of a router from its configuration and joins them. Opens nothing and starts nothing.
 
-The one place in the live shell that knows policies and models by name; everything else is handed them.
+Policies and models are plugged in: the live shell knows none of them by name.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry
 
-from backends.models.latency import StepModels
-from policies.registry import build, parse_policy_toml
 from router.config import DaemonConfig, PolicyChoice
 from router.core.admission import Limits as CoreLimits
 from router.core.core import RouterCore
@@ -40,6 +38,18 @@ from router.observe.record import Recorder
 
 
 @dataclass(frozen=True, slots=True)
+class PlugIns:
+    """What the composition root decides on."""
+
+    models: ModelSource
+    """Gives the step model of a backend. Raises PolyphaseError for a spec that nothing can be built from."""
+    build: Callable[[str, Mapping[str, object], ModelSource, random.Random], Policy]
+    """A policy by name and parameters. Raises ConfigError."""
+    parse: Callable[[str], tuple[str, Mapping[str, object]]]
+    """Name and parameters out of the text of a policy file. Raises ConfigError."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """A router, joined but not running."""
 
@@ -62,10 +72,10 @@ class PolicySource:
     """Builds what [policy] asks for."""
 
     def __init__(
-        self, choice: PolicyChoice, models: ModelSource, seed: int, wrap: Callable[[Policy], Policy]
+        self, choice: PolicyChoice, plug_ins: PlugIns, seed: int, wrap: Callable[[Policy], Policy]
     ) -> None:
         self._choice = choice
-        self._models = models
+        self._plug_ins = plug_ins
         self._seed = seed
         self._wrap = wrap
 
@@ -83,12 +93,12 @@ class PolicySource:
 
     def build(self, text: str) -> Policy:
         """A policy from the text of a file. Raises ConfigError."""
-        name, params = parse_policy_toml(text)
+        name, params = self._plug_ins.parse(text)
         return self._wrap(self._named(name, params))
 
-    def _named(self, name: str, params: object) -> Policy:
+    def _named(self, name: str, params: Mapping[str, object]) -> Policy:
         # The same seed for every build: a replay that rebuilds a policy draws the same numbers.
-        return build(name, dict(params), self._models, random.Random(self._seed))  # type: ignore[call-overload]
+        return self._plug_ins.build(name, params, self._plug_ins.models, random.Random(self._seed))
 
 
 class LaneMetrics:
@@ -108,20 +118,19 @@ class LaneMetrics:
         self.bad_reports += 1
 
 
-def assemble(config: DaemonConfig, seed: int) -> Parts:
+def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
     """Build and join. Needs the running loop. Raises ConfigError for what a policy cannot accept."""
     exposition = CollectorRegistry()
     metrics = Metrics(exposition, version=metadata.version("polyphase"))
-    models = StepModels()
 
     def tell(fact: Fact) -> None:
         driver.tell(fact)  # what speaks to the driver is built before it
 
-    source = PolicySource(config.policy, models, seed, stopwatch(config, metrics, tell))
+    source = PolicySource(config.policy, plug_ins, seed, stopwatch(config, metrics, tell))
     first = source.first()
-    core = RouterCore(first.policy, source.fallback(), models, core_limits(config))
+    core = RouterCore(first.policy, source.fallback(), plug_ins.models, core_limits(config))
     flows = Flows()
-    lanes = LaneSet(lane_context(config, tell, metrics, flows, models, seed))
+    lanes = LaneSet(lane_context(config, tell, metrics, flows, plug_ins.models, seed))
     registry = Registry(lanes, tell, core.fleet.get, registry_rules(config))
     changes = FleetChanges()
     recorder = recorder_of(config, first, seed)
@@ -163,7 +172,7 @@ def lane_context(
     tell: Callable[[Fact], None],
     metrics: Metrics,
     flows: Flows,
-    models: StepModels,
+    models: ModelSource,
     seed: int,
 ) -> LaneContext:
     """What the lanes share. Specs are vetted by building their step model, as policies will."""

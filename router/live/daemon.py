@@ -27,7 +27,7 @@ from router.core.messages import DrainStarted, RequestCancelled
 from router.errors import ConfigError, Reason
 from router.grpc_options import server_options
 from router.live.admin import HEALTH, admin_server
-from router.live.assembly import Parts, assemble
+from router.live.assembly import Parts, PlugIns, assemble
 from router.live.fleet_service import SERVICE_NAME as FLEET
 from router.model import Seconds
 
@@ -62,7 +62,7 @@ class Addresses:
 class Daemon:
     """One router. `run` may be called once."""
 
-    def __init__(self, config: DaemonConfig, *, handle_signals: bool = True) -> None:
+    def __init__(self, config: DaemonConfig, plug_ins: PlugIns, *, handle_signals: bool = True) -> None:
         """With handle_signals, run must be called in the main thread."""
         self.serving = asyncio.Event()
         """Set once all listeners are open; `addresses` is valid from then on."""
@@ -70,6 +70,7 @@ class Daemon:
         self.parts: Parts | None = None
         """What runs; for tests and for embedding."""
         self._config = config
+        self._plug_ins = plug_ins
         self._handle_signals = handle_signals
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -83,7 +84,8 @@ class Daemon:
     async def run(self) -> None:
         """Serve until stopped. Raises ConfigError when it cannot start."""
         seed = self._config.policy.seed
-        parts = assemble(self._config, seed if seed is not None else random.SystemRandom().getrandbits(63))
+        seed = seed if seed is not None else random.SystemRandom().getrandbits(63)
+        parts = assemble(self._config, self._plug_ins, seed)
         self.parts = parts
         async with AsyncExitStack() as stack:
             if parts.recorder is not None:

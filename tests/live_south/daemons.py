@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from polyphase.v1 import fleet_pb2, fleet_pb2_grpc, inference_pb2_grpc
 
+from router.cli.plug_ins import plug_ins
 from router.config import parse_config
 from router.live.daemon import Daemon
 
@@ -21,7 +22,7 @@ QUICK = "[lanes]\nbackoff_max_s = 0.3\nsilence_s = 20.0\n"
 @asynccontextmanager
 async def daemon(extra: str = "", lanes: str = QUICK) -> AsyncIterator[Daemon]:
     """A serving daemon; stopped in a hurry at the end if the test has not stopped it."""
-    router = Daemon(parse_config(LISTEN + lanes + extra), handle_signals=False)
+    router = Daemon(parse_config(LISTEN + lanes + extra), plug_ins(), handle_signals=False)
     running = asyncio.create_task(router.run())
     serving = asyncio.create_task(router.serving.wait())
     try:

@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+from router.cli.plug_ins import plug_ins
 from router.config import load_config
 from router.live.daemon import Daemon
 
 
 async def main(path: Path) -> None:
     """Serve until a signal."""
-    daemon = Daemon(load_config(path))
+    daemon = Daemon(load_config(path), plug_ins())
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(daemon.run())
         await daemon.serving.wait()

@@ -21,6 +21,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyphase.v1 import fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
 
+from router.cli.plug_ins import plug_ins
 from router.config import parse_config
 from router.errors import ConfigError
 from router.live.daemon import Daemon, ListenError
@@ -44,7 +45,7 @@ async def fails_to_start(text: str) -> ConfigError:
     """The error with which a daemon refuses to start."""
     with pytest.raises(ConfigError) as caught:
         async with asyncio.timeout(20):
-            await Daemon(parse_config(text), handle_signals=False).run()
+            await Daemon(parse_config(text), plug_ins(), handle_signals=False).run()
     return caught.value
 
 

@@ -1,0 +1,12 @@
+"""Names the policies and models that a router runs with: where they are plugged into the live shell."""
+
+from __future__ import annotations
+
+from backends.models.latency import StepModels
+from policies.registry import build, parse_policy_toml
+from router.live.assembly import PlugIns
+
+
+def plug_ins() -> PlugIns:
+    """The built-in policies, and step models from the workers' own specs."""
+    return PlugIns(models=StepModels(), build=build, parse=parse_policy_toml)
