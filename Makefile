@@ -29,7 +29,7 @@ lint: $(READY) ## formatting, lint, import floors
 
 types: $(READY) ## mypy strict and pyright
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: $(READY) lint types ## lint, types, import floors, stub regeneration and all tests
 	$(BIN)/pytest

@@ -8,7 +8,7 @@ engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from router.core import feasible
 from router.core.admission import AdmissionQueue, Limits, RetryBudget
@@ -52,6 +52,12 @@ from router.model import (
     Seconds,
     Wait,
 )
+
+WHY_CANCELLED: Final = {
+    Reason.CANCELLED: "the client cancelled it, or is gone",
+    Reason.SLOW_READER: "the client did not read its tokens in time",
+    Reason.DRAINING: "the router shuts down and its grace is over; send the request to another router",
+}
 
 
 class RouterCore:
@@ -382,13 +388,17 @@ class RouterCore:
 
     def _cancelled(self, fact: RequestCancelled, now: Seconds) -> None:
         if (flight := self._relay.flights.get(fact.request_id)) is not None:
-            self._drop(flight, fact.reason, "nobody waits for the answer", now)
+            message = WHY_CANCELLED.get(fact.reason, "it was given up")
+            retry_after_s = 1.0 if fact.reason is Reason.DRAINING else 0.0
+            self._drop(flight, fact.reason, message, now, retry_after_s)
 
-    def _drop(self, flight: Flight, reason: Reason, message: str, now: Seconds) -> None:
+    def _drop(
+        self, flight: Flight, reason: Reason, message: str, now: Seconds, retry_after_s: Seconds = 0.0
+    ) -> None:
         if flight.stage is Stage.QUEUED:
             self._queue.remove(flight.request)
         self._relay.abandon(flight)
-        self._relay.fail(flight, reason, message, 0.0, now)
+        self._relay.fail(flight, reason, message, retry_after_s, now)
 
     def _expire(self, timer: Timer, request_id: str, now: Seconds) -> None:
         flight = self._relay.flights[request_id]

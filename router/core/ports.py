@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from router.model import (
     BackendSpec,
     BackendView,
     LinkParameters,
+    Phase,
+    PhaseSample,
     Placement,
     Reject,
     Request,
@@ -95,10 +97,53 @@ class LatencyModel(Protocol):
 
 
 class ModelSource(Protocol):
-    """Gives the latency model of a backend; the same object for the same spec."""
+    """Gives the latency model of a backend as it is known at this time.
+
+    A model never changes. A source that learns gives another one after facts about the backend, so ask
+    again whenever its view has changed; without such facts the same spec gives the same object.
+    """
 
     def __call__(self, spec: BackendSpec) -> LatencyModel:
         """Build or look up the model."""
+        ...
+
+
+@runtime_checkable
+class LearningModels(Protocol):
+    """A ModelSource that corrects its models by what the core is told (docs/adr/0006).
+
+    The core feeds it within `handle`, before anything is decided by the same fact, so that a replay
+    rebuilds the same models. Nothing here may raise, whatever a worker reports.
+    """
+
+    def __call__(self, spec: BackendSpec) -> LatencyModel:
+        """As ModelSource."""
+        ...
+
+    def bound(self, spec: BackendSpec) -> LatencyModel:
+        """A model no slower than any backend with the spec's step parameters is, or says it is."""
+        ...
+
+    def observe(self, fact: Any, now: Seconds) -> None:  # as Policy.observe
+        """See a fact about a backend: it joined, reported, was lost or removed."""
+        ...
+
+    def phase_ended(self, sample: PhaseSample, now: Seconds) -> None:
+        """See what a phase of a live request took."""
+        ...
+
+    def drift(self, spec: BackendSpec) -> Mapping[Phase, float]:
+        """Learned over declared time of a reference prefill and a reference decode step; above 1 is slower.
+
+        Of the phases that the backend offers; empty for one that is not known.
+        """
+        ...
+
+    def fit(self, backend: str) -> Mapping[str, float]:
+        """Observed over predicted time by kind of work, in the median of the last observations.
+
+        Kinds are `prefill`, `decode` and `mixed`; one of which nothing was observed lately is missing.
+        """
         ...
 
 

@@ -1,0 +1,80 @@
+"""Tells models that learn what the core sees of backends. For models that do not learn it does nothing.
+
+Facts name requests; what a phase took is a lesson about a backend. Only the core knows which backend a live
+request is at, and it must be asked before the fact moves the request on.
+"""
+
+from __future__ import annotations
+
+from router.core.fleet import Fleet
+from router.core.flight import Flight, Stage
+from router.core.messages import (
+    BackendJoined,
+    BackendLost,
+    BackendRemoved,
+    BackendReported,
+    DecodeDone,
+    Fact,
+    PrefillDone,
+)
+from router.core.ports import LearningModels, ModelSource
+from router.core.relay import Relay
+from router.model import Phase, PhaseSample, Seconds
+
+
+class Lessons:
+    """Feeds one source of models."""
+
+    def __init__(self, models: ModelSource, fleet: Fleet, relay: Relay) -> None:
+        self._pupil = models if isinstance(models, LearningModels) else None
+        self._fleet = fleet
+        self._relay = relay
+        self.bounds: ModelSource = models if self._pupil is None else self._pupil.bound
+        """Models by which nothing is refused that could be done in time."""
+
+    def take(self, fact: Fact, now: Seconds) -> None:
+        """Pass on what a fact teaches. Comes before the fact is handled."""
+        if self._pupil is None:
+            return
+        match fact:
+            case BackendReported() | BackendJoined() | BackendLost() | BackendRemoved():
+                self._pupil.observe(fact, now)
+            case PrefillDone() | DecodeDone():
+                if (sample := self._sample(fact)) is not None:
+                    self._pupil.phase_ended(sample, now)
+            case _:
+                pass
+
+    def _sample(self, fact: PrefillDone | DecodeDone) -> PhaseSample | None:
+        flight = self._relay.current(fact.request_id, fact.epoch)
+        if flight is None:
+            return None
+        if isinstance(fact, PrefillDone):
+            return self._prefill(flight, fact) if flight.stage is Stage.PREFILL else None
+        return self._decode(flight, fact)
+
+    def _prefill(self, flight: Flight, fact: PrefillDone) -> PhaseSample:
+        beside = self._decodes(flight.prefill) - (flight.decode == flight.prefill)
+        prompt = flight.request.prompt_tokens
+        return PhaseSample(
+            flight.prefill, Phase.PREFILL, fact.cost, prompt, fact.cached_tokens, 0, max(0, beside)
+        )
+
+    def _decode(self, flight: Flight, fact: DecodeDone) -> PhaseSample | None:
+        working = flight.working_at()
+        if working is None or working[0] is not Phase.DECODE:
+            return None
+        backend, prompt = working[1], flight.request.prompt_tokens
+        output = fact.output_tokens - self._had_first_token(flight, backend)
+        beside = max(0, self._decodes(backend) - 1)
+        return PhaseSample(backend, Phase.DECODE, fact.cost, prompt, 0, max(0, output), beside)
+
+    def _had_first_token(self, flight: Flight, backend: str) -> bool:
+        """Whether prefill gave the first token, so that decode did not compute it."""
+        producer = self._fleet.find(flight.prefill)
+        early = producer is not None and producer.spec.connector.first_token_from_prefill
+        return backend == flight.prefill or early
+
+    def _decodes(self, backend: str) -> int:
+        known = self._fleet.find(backend)
+        return 0 if known is None else known.in_flight.decodes
