@@ -41,6 +41,8 @@ class AdmissionQueue:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._size = 0
+        self._again: set[str] = set()
+        """Admitted before, and therefore at the front of their lines."""
         self._lines: dict[Priority, dict[str, dict[str, Request]]] = {
             priority: {} for priority in sorted(Priority, reverse=True)
         }
@@ -59,9 +61,14 @@ class AdmissionQueue:
         return sum(map(len, self._lines[priority].values()))
 
     def has_before(self, request: Request) -> bool:
-        """Whether somebody waits for the same model whose turn is earlier than a newcomer's."""
+        """Whether somebody waits for the same model whose turn is earlier than a newcomer's.
+
+        Those who were admitted before do not count: they may avoid a place that a newcomer can take.
+        """
         return any(
-            request.model in lines for priority, lines in self._lines.items() if priority >= request.priority
+            next(reversed(line)) not in self._again
+            for priority, lines in self._lines.items()
+            if priority >= request.priority and (line := lines.get(request.model))
         )
 
     def push(self, request: Request) -> Request | None:
@@ -80,11 +87,13 @@ class AdmissionQueue:
         """Let a request wait that has been admitted before: it keeps its turn, and is never shed for it."""
         line = self._line(request)
         self._lines[request.priority][request.model] = {request.id: request, **line}
+        self._again.add(request.id)
         self._size += 1
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
         line = self._line(request)
+        self._again.discard(request.id)
         if line.pop(request.id, None) is not None:
             self._size -= 1
         if not line:

@@ -15,6 +15,7 @@ from router.core.admission import AdmissionQueue, Limits, RetryBudget
 from router.core.choice import Chooser, Plan
 from router.core.fleet import Fleet, FleetWithout
 from router.core.flight import Flight, Stage
+from router.core.lessons import Lessons
 from router.core.messages import (
     Actions,
     BackendCordoned,
@@ -67,11 +68,11 @@ class RouterCore:
         self, policy: Policy, fallback: Policy, models: ModelSource, limits: Limits | None = None
     ) -> None:
         self._limits = limits or Limits()
-        self._models = models
         self.fleet = Fleet()
         """For reading: listing backends, waiting for a drain."""
         self._chooser = Chooser(policy, fallback, self._limits)
         self._relay = Relay(self.fleet, models, self._limits)
+        self._lessons = Lessons(models, self.fleet, self._relay)
         self._queue = AdmissionQueue(self._limits.queue_capacity)
         self._retries = RetryBudget(self._limits)
         self._draining = False
@@ -82,6 +83,7 @@ class RouterCore:
     def handle(self, fact: Fact, now: Seconds) -> Actions:
         """Take one fact and say what follows from it."""
         self._tick(now)
+        self._lessons.take(fact, now)
         freed = self._take(fact, now)
         if freed:
             self._place_waiting(now)
@@ -220,7 +222,7 @@ class RouterCore:
                 Reason.UNKNOWN_MODEL,
                 f"no backend serves model {request.model!r}; `polyphase fleet ls` lists what is served",
             )
-        least_s = feasible.least_time_s(request, self.fleet, self._models)
+        least_s = feasible.least_time_s(request, self.fleet, self._lessons.bounds)
         if now + least_s > request.deadline:
             raise PolyphaseError(
                 Reason.DEADLINE_INFEASIBLE,
@@ -249,17 +251,21 @@ class RouterCore:
                 blocked.add(model)
 
     def _place_line(self, line: Sequence[Request], now: Seconds) -> bool:
-        """Offer places to one line, in turn; False when some have to wait on."""
-        waits = 0
+        """Offer places to one line, in turn; False when some have to wait that would go anywhere.
+
+        One that avoids a backend which failed it holds nobody else up who would go there.
+        """
+        waits, placed = 0, True
         for request in line:
             flight = self._relay.flights[request.id]
             if self._offer(flight, now) or flight.stage is not Stage.QUEUED:
                 self._queue.remove(request)
                 continue
+            placed = placed and bool(flight.avoid)
             waits += 1
             if waits == self._limits.scan:
                 break
-        return waits == 0
+        return placed
 
     def _offer(self, flight: Flight, now: Seconds) -> bool:
         """Ask the policy for a place. False while the request has to wait, and when it was refused."""

@@ -53,7 +53,7 @@ from router.model import (
     Seconds,
     Wait,
 )
-from tests.core.fakes import BOTH, FunctionPolicy, first_ready, flat_models, spec
+from tests.core.fakes import BOTH, FunctionPolicy, flat_models, spec
 
 NAMES = ("gpu1", "gpu2", "lpu", "tpu")
 PHASES = {"gpu1": BOTH, "gpu2": BOTH, "lpu": frozenset({Phase.DECODE}), "tpu": frozenset({Phase.PREFILL})}
@@ -104,6 +104,14 @@ class RandomPolicy:
             raise RuntimeError("a policy's bug")
 
 
+def first_free(request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait:
+    """A fallback that finds a place whenever there is one."""
+    views = fleet.for_model(request.model)
+    prefill = next((v.spec.id for v in views if _free(v, Phase.PREFILL)), None)
+    decode = next((v.spec.id for v in views if _free(v, Phase.DECODE)), None)
+    return RoutePlan(prefill, decode, DONE) if prefill and decode else Wait("full")
+
+
 def _free(view: BackendView, phase: Phase) -> bool:
     used = view.in_flight.prefills if phase is Phase.PREFILL else view.in_flight.decodes
     return view.state is BackendState.READY and phase in view.spec.phases and used < SLOTS
@@ -120,7 +128,7 @@ class CoreMachine(RuleBasedStateMachine):
         chooser = RandomPolicy(rng)
         policy = FunctionPolicy(chooser.plan, chooser.bind, "random")
         limits = Limits(queue_capacity=4, max_queue_s=20.0)
-        self.core = RouterCore(policy, FunctionPolicy(first_ready, name="fallback"), flat_models, limits)
+        self.core = RouterCore(policy, FunctionPolicy(first_free, name="fallback"), flat_models, limits)
         self.now = 0.0
         self.sent = 0
         self.live: set[str] = set()
