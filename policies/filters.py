@@ -126,6 +126,8 @@ class Screen:
             if len(self._standings) >= MAX_STANDINGS:
                 self._standings.clear()
             known = self._standings[spec.id] = self._introduce(spec)
+        elif known.latency is not None:
+            known.latency = self._latency(spec)[0]  # the source may have learned since the last view
         known.see(view, self._max_prefill_queue, self._stretch(spec.id))
         return known
 
@@ -179,10 +181,10 @@ def reasons(s: Standing, request: Request, output_tokens: int) -> list[str]:
         return [s.barred] if s.barred else lasting
     prompt, phases = request.prompt_tokens, s.spec.phases
     found: list[str] = []
-    if Phase.PREFILL in phases and not s.takes_prefill:
-        found.append("queue_full")
-    if Phase.DECODE in phases and not s.takes_decode:
+    if s.view.in_flight.decodes >= s.spec.max_num_seqs:
         found.append("slots_full")
+    elif Phase.PREFILL in phases and not s.takes_prefill:
+        found.append("queue_full")
     need = prompt + output_tokens if Phase.DECODE in phases else prompt
     if not need <= s.kv_room_tokens:
         found.append("kv_full")

@@ -26,7 +26,7 @@ class Standing:
 
     spec: BackendSpec
     latency: LatencyModel | None
-    """None for policies that do not predict, and for a backend without a usable profile."""
+    """As of the view. None for policies that do not predict, and for a backend without a usable profile."""
     flaw: str
     """Why the backend may never take anything; empty if there is no such reason."""
     egress: int
@@ -40,7 +40,7 @@ class Standing:
     barred: str = field(init=False)
     """Why the backend may take nothing at this time, whatever the request; empty if it may."""
     takes_prefill: bool = field(init=False)
-    """Offers prefill, and its prefill queue has room."""
+    """Offers prefill, its prefill queue has room, and a slot is free."""
     takes_decode: bool = field(init=False)
     """Offers decode, and a slot is free."""
     kv_room_tokens: float = field(init=False)
@@ -76,8 +76,10 @@ class Standing:
         kv_used = max(count(seen.kv_used_tokens), ours.kv_tokens)
         self.view = view
         self.barred = self.flaw if view.state is BackendState.READY else f"state:{view.state.value}"
-        self.takes_prefill = Phase.PREFILL in spec.phases and ours.prefills < max_prefill_queue
-        self.takes_decode = Phase.DECODE in spec.phases and ours.decodes < spec.max_num_seqs
+        # A prompt takes a slot as well: at a worker full of long answers it would wait for one to end.
+        has_slot = ours.decodes < spec.max_num_seqs
+        self.takes_prefill = Phase.PREFILL in spec.phases and has_slot and ours.prefills < max_prefill_queue
+        self.takes_decode = Phase.DECODE in spec.phases and has_slot
         self.kv_room_tokens = spec.kv_capacity_tokens - kv_used
         self.prefills = max(ours.prefills, count(seen.waiting))
         self.prefill_tokens = max(ours.prefill_tokens, count(seen.waiting_prefill_tokens))

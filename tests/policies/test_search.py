@@ -101,10 +101,12 @@ def may(view: BackendView, phase: Phase, asked: Request, output: int) -> bool:
     whole = asked.prompt_tokens + asked.max_new_tokens
     if view.state is not BackendState.READY or phase not in s.phases or whole > s.max_context_tokens:
         return False
+    if ours.decodes >= s.max_num_seqs:
+        return False
     if phase is Phase.PREFILL:
         return ours.prefills < 32 and used + asked.prompt_tokens <= s.kv_capacity_tokens
     fits = used + asked.prompt_tokens + output <= s.kv_capacity_tokens and whole <= s.kv_capacity_tokens
-    return ours.decodes < s.max_num_seqs and fits
+    return fits
 
 
 def pairs(fleet: Views, asked: Request, output: int) -> list[tuple[BackendView, BackendView]]:
