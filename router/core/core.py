@@ -7,13 +7,12 @@ engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, assert_never
 
 from router.core import feasible
-from router.core.admission import AdmissionQueue, Limits, RetryBudget
+from router.core.admission import Limits, RetryBudget
 from router.core.choice import Chooser, Plan
-from router.core.fleet import Fleet, FleetWithout
+from router.core.fleet import Fleet
 from router.core.flight import Flight, Stage
 from router.core.lessons import Lessons
 from router.core.messages import (
@@ -28,7 +27,6 @@ from router.core.messages import (
     Fact,
     FirstToken,
     KVMoved,
-    NoteDecision,
     NoteRetry,
     PhaseFailed,
     PolicyOverran,
@@ -37,21 +35,17 @@ from router.core.messages import (
     RequestArrived,
     RequestCancelled,
 )
-from router.core.ports import FleetView, ModelSource, Policy
+from router.core.placing import Placing
+from router.core.ports import ModelSource, Policy
 from router.core.relay import Relay
 from router.core.timers import Timer
 from router.errors import PolyphaseError, Reason
 from router.model import (
     BackendSnapshot,
-    BackendState,
     Phase,
-    Placement,
     Priority,
-    Reject,
     Request,
-    RoutePlan,
     Seconds,
-    Wait,
 )
 
 WHY_CANCELLED: Final = {
@@ -73,7 +67,7 @@ class RouterCore:
         self._chooser = Chooser(policy, fallback, self._limits)
         self._relay = Relay(self.fleet, models, self._limits)
         self._lessons = Lessons(models, self.fleet, self._relay)
-        self._queue = AdmissionQueue(self._limits.queue_capacity)
+        self._placing = Placing(self.fleet, self._chooser, self._relay, self._limits)
         self._retries = RetryBudget(self._limits)
         self._draining = False
         self._now: Seconds = float("-inf")
@@ -119,7 +113,7 @@ class RouterCore:
 
     def queue_depth(self, priority: Priority) -> int:
         """Requests of one class that wait for a place."""
-        return self._queue.depth(priority)
+        return self._placing.queue.depth(priority)
 
     def _tick(self, now: Seconds) -> None:
         assert now >= self._now, f"time went back from {self._now} to {now}"
@@ -201,10 +195,7 @@ class RouterCore:
             self._relay.fail(flight, error.reason, error.message, error.retry_after_s, now)
             return
         self._retries.deposit(now)
-        if not self._queue.has_before(request) and self._offer(flight, now):
-            return
-        if flight.stage is Stage.QUEUED:
-            self._wait(flight, now)
+        self._placing.admit(flight, now)
 
     def _refuse_impossible(self, request: Request, now: Seconds) -> None:
         if self._draining:
@@ -230,72 +221,9 @@ class RouterCore:
                 f" {least_s:.3f} s for this prompt alone; nothing was started",
             )
 
-    def _wait(self, flight: Flight, now: Seconds) -> None:
-        request = flight.request
-        self._relay.timers.set(now + self._limits.max_queue_s, Timer.QUEUE, request.id, flight.epoch)
-        shed = self._queue.push(request)
-        if shed is not None:
-            reason = Reason.QUEUE_FULL if shed.id == request.id else Reason.SHED
-            message = f"{self._limits.queue_capacity} requests wait already; retry later, or add backends"
-            self._relay.fail(self._relay.flights[shed.id], reason, message, 1.0, now)
-
     def _place_waiting(self, now: Seconds) -> None:
-        """Offer places to what waits: first to decodes whose KV fills a producer, then to the queue."""
-        for flight in tuple(self._relay.unbound.values()):
-            self._bind(flight, now)
-        if not len(self._queue):
-            return
-        blocked: set[str] = set()  # a model's lower classes do not take what its higher ones wait for
-        for model, line in self._queue.lines():
-            if model not in blocked and not self._place_line(line, now):
-                blocked.add(model)
-
-    def _place_line(self, line: Sequence[Request], now: Seconds) -> bool:
-        """Offer places to one line, in turn; False when some have to wait that would go anywhere.
-
-        One that avoids a backend which failed it holds nobody else up who would go there.
-        """
-        waits, placed = 0, True
-        for request in line:
-            flight = self._relay.flights[request.id]
-            if self._offer(flight, now) or flight.stage is not Stage.QUEUED:
-                self._queue.remove(request)
-                continue
-            placed = placed and bool(flight.avoid)
-            waits += 1
-            if waits == self._limits.scan:
-                break
-        return placed
-
-    def _offer(self, flight: Flight, now: Seconds) -> bool:
-        """Ask the policy for a place. False while the request has to wait, and when it was refused."""
-        answer = self._chooser.plan(flight.request, self._elsewhere(flight), now)
-        match answer:
-            case RoutePlan():
-                self._relay.dispatch(flight, answer, now)
-                self._relay.out.append(NoteDecision(flight.request.id, answer.decision))
-                return True
-            case Wait():
-                return False
-            case Reject():
-                self._reject(flight, answer, now)
-                return False
-            case _:
-                assert_never(answer)
-
-    def _reject(self, flight: Flight, answer: Reject, now: Seconds) -> None:
-        flight.decision = answer.decision or flight.decision
-        reason = Reason.DEADLINE_INFEASIBLE if answer.infeasible_deadline else Reason.POLICY_REJECTED
-        self._relay.fail(flight, reason, answer.reason, 0.0, now)
-
-    def _elsewhere(self, flight: Flight) -> FleetView:
-        """The fleet without the backends that failed this request, unless nothing else is left."""
-        if not flight.avoid:
-            return self.fleet
-        others = FleetWithout(self.fleet, flight.avoid)
-        ready = [v for v in others.for_model(flight.request.model) if v.state is BackendState.READY]
-        offered = {phase for view in ready for phase in view.spec.phases}
-        return others if offered >= {Phase.PREFILL, Phase.DECODE} else self.fleet
+        for flight in self._placing.place_waiting(now):
+            self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "the KV lease is too short", now)
 
     # --- phases ---
 
@@ -305,40 +233,6 @@ class RouterCore:
             self._relay.release_stale(fact)
             return
         self._relay.prefilled(flight, fact, now)  # decode is bound with everything else that waits
-
-    def _bind(self, flight: Flight, now: Seconds) -> None:
-        """Send decode to where the plan has it, or ask the policy anew."""
-        if flight.decode is not None and not self._can_receive(flight.decode):
-            self._relay.unbind(flight)
-        backend = flight.decode if flight.decode is not None else self._late_binding(flight, now)
-        if backend is None or flight.stage is not Stage.BINDING:
-            return
-        if self._relay.lease_lasts(flight, backend, now):
-            self._relay.bind(flight, backend, now)
-        else:
-            self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "the KV lease is too short", now)
-
-    def _late_binding(self, flight: Flight, now: Seconds) -> str | None:
-        fleet = self._elsewhere(flight)
-        answer = self._chooser.bind_decode(flight.request, flight.prefill, fleet, now)
-        match answer:
-            case Placement():
-                flight.decision = answer.decision
-                self._relay.out.append(NoteDecision(flight.request.id, answer.decision))
-                return answer.backend
-            case Wait():
-                return None
-            case Reject():
-                self._relay.abandon(flight)
-                self._reject(flight, answer, now)
-                return None
-            case _:
-                assert_never(answer)
-
-    def _can_receive(self, backend: str) -> bool:
-        """Work that was booked before a cordon still goes to the cordoned backend."""
-        known = self.fleet.find(backend)
-        return known is not None and known.connected
 
     def _moved(self, fact: KVMoved, now: Seconds) -> None:
         flight = self._relay.current(fact.request_id, fact.epoch)
@@ -377,11 +271,7 @@ class RouterCore:
             flight.avoid = (*flight.avoid, backend)
         self._relay.out.append(NoteRetry(flight.request.id, phase, backend, reason))
         self._relay.restart(flight)
-        if not self._offer(flight, now) and flight.stage is Stage.QUEUED:
-            self._relay.timers.set(
-                now + self._limits.max_queue_s, Timer.QUEUE, flight.request.id, flight.epoch
-            )
-            self._queue.push_front(flight.request)
+        self._placing.again(flight, now)
 
     def _obstacle(self, flight: Flight, now: Seconds) -> str | None:
         if flight.token_out:
@@ -402,7 +292,7 @@ class RouterCore:
         self, flight: Flight, reason: Reason, message: str, now: Seconds, retry_after_s: Seconds = 0.0
     ) -> None:
         if flight.stage is Stage.QUEUED:
-            self._queue.remove(flight.request)
+            self._placing.queue.remove(flight.request)
         self._relay.abandon(flight)
         self._relay.fail(flight, reason, message, retry_after_s, now)
 
@@ -414,7 +304,7 @@ class RouterCore:
                 self._drop(flight, Reason.DEADLINE_EXPIRED, message, now)
             case Timer.QUEUE:
                 message = f"no place within {self._limits.max_queue_s:.0f} s; retry later, or add backends"
-                self._queue.remove(flight.request)
+                self._placing.queue.remove(flight.request)
                 self._relay.fail(flight, Reason.SHED, message, 1.0, now)
             case Timer.LEASE:
                 self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "its KV lease ran out", now)

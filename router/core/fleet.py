@@ -7,7 +7,7 @@ flight (always fresh). Policies get immutable views of the three, rebuilt only f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.model import (
     IDLE,
@@ -54,7 +54,9 @@ class Backend:
     @property
     def busy_s(self) -> float:
         """Device time its worker has reported since boot; a worker whose figure stands still does nothing."""
-        return 0.0 if self.snapshot is None else self.snapshot.busy_prefill_s + self.snapshot.busy_decode_s
+        if (told := self.snapshot) is None:
+            return 0.0
+        return told.busy_prefill_s + told.busy_decode_s + told.busy_loading_s
 
     def view(self) -> BackendView:
         """The immutable picture for policies."""
@@ -166,8 +168,15 @@ class Fleet:
         return views.refreshed(self)
 
     def link(self, producer: str, consumer: str) -> LinkParameters:
-        """The producer's egress: a pull is served by the worker that holds the KV."""
-        return self._backends[producer].spec.link
+        """The producer's egress: a pull is served by the worker that holds the KV. Slower where the consumer
+        takes less in, or has to convert what comes."""
+        giver, taker = self._backends[producer].spec, self._backends[consumer].spec
+        ingress = taker.link.ingress_bytes_per_s
+        factor = 1.0 if giver.kv_layout == taker.kv_layout else taker.kv_conversion
+        if ingress >= giver.link.bandwidth_bytes_per_s and factor == 1.0:
+            return giver.link
+        bandwidth = min(ingress, giver.link.bandwidth_bytes_per_s) / factor
+        return replace(giver.link, latency_s=giver.link.latency_s * factor, bandwidth_bytes_per_s=bandwidth)
 
     def steps(self, model: str) -> Sequence[BackendSpec]:
         """One backend for each distinct step model that serves a model."""

@@ -19,7 +19,7 @@ from router.core.messages import (
 )
 from router.core.ports import LearningModels, ModelSource
 from router.core.relay import Relay
-from router.model import Phase, PhaseSample, Seconds
+from router.model import Phase, PhaseCost, PhaseSample, Seconds
 
 
 class Lessons:
@@ -40,34 +40,44 @@ class Lessons:
             case BackendReported() | BackendJoined() | BackendLost() | BackendRemoved():
                 self._pupil.observe(fact, now)
             case PrefillDone() | DecodeDone():
-                if (sample := self._sample(fact)) is not None:
+                if (sample := self._sample(fact, now)) is not None:
                     self._pupil.phase_ended(sample, now)
             case _:
                 pass
 
-    def _sample(self, fact: PrefillDone | DecodeDone) -> PhaseSample | None:
+    def _sample(self, fact: PrefillDone | DecodeDone, now: Seconds) -> PhaseSample | None:
         flight = self._relay.current(fact.request_id, fact.epoch)
         if flight is None:
             return None
         if isinstance(fact, PrefillDone):
-            return self._prefill(flight, fact) if flight.stage is Stage.PREFILL else None
-        return self._decode(flight, fact)
+            return self._prefill(flight, fact, now) if flight.stage is Stage.PREFILL else None
+        return self._decode(flight, fact, now)
 
-    def _prefill(self, flight: Flight, fact: PrefillDone) -> PhaseSample:
-        beside = self._decodes(flight.prefill) - (flight.decode == flight.prefill)
-        prompt = flight.request.prompt_tokens
+    def _prefill(self, flight: Flight, fact: PrefillDone, now: Seconds) -> PhaseSample:
         return PhaseSample(
-            flight.prefill, Phase.PREFILL, fact.cost, prompt, fact.cached_tokens, 0, max(0, beside)
+            backend=flight.prefill,
+            phase=Phase.PREFILL,
+            cost=fact.cost,
+            prompt_tokens=flight.request.prompt_tokens,
+            cached_tokens=fact.cached_tokens,
+            lasted_s=_since(flight.timeline.dispatched, fact.cost, now),
+            beside=max(0, self._decodes(flight.prefill) - (flight.decode == flight.prefill)),
         )
 
-    def _decode(self, flight: Flight, fact: DecodeDone) -> PhaseSample | None:
+    def _decode(self, flight: Flight, fact: DecodeDone, now: Seconds) -> PhaseSample | None:
         working = flight.working_at()
         if working is None or working[0] is not Phase.DECODE:
             return None
-        backend, prompt = working[1], flight.request.prompt_tokens
-        output = fact.output_tokens - self._had_first_token(flight, backend)
-        beside = max(0, self._decodes(backend) - 1)
-        return PhaseSample(backend, Phase.DECODE, fact.cost, prompt, 0, max(0, output), beside)
+        backend = working[1]
+        return PhaseSample(
+            backend=backend,
+            phase=Phase.DECODE,
+            cost=fact.cost,
+            prompt_tokens=flight.request.prompt_tokens,
+            output_tokens=max(0, fact.output_tokens - self._had_first_token(flight, backend)),
+            lasted_s=_since(flight.timeline.bound, fact.cost, now),
+            beside=max(0, self._decodes(backend) - 1),
+        )
 
     def _had_first_token(self, flight: Flight, backend: str) -> bool:
         """Whether prefill gave the first token, so that decode did not compute it."""
@@ -78,3 +88,8 @@ class Lessons:
     def _decodes(self, backend: str) -> int:
         known = self._fleet.find(backend)
         return 0 if known is None else known.in_flight.decodes
+
+
+def _since(sent: Seconds | None, cost: PhaseCost, now: Seconds) -> Seconds:
+    """Time since a command was sent, without the wait that its worker reported."""
+    return 0.0 if sent is None else max(0.0, now - sent - max(0.0, cost.queued_s))
