@@ -119,7 +119,7 @@ class Placing:
         return others if offered >= {Phase.PREFILL, Phase.DECODE} else self._fleet
 
     def _bind(self, flight: Flight, now: Seconds) -> bool:
-        """Send decode to where the plan has it, or ask the policy anew. False if the KV lease is too short."""
+        """Send decode where the plan has it, or ask the policy anew. False if the KV lease is too short."""
         if flight.decode is not None and not self._can_receive(flight.decode):
             self._relay.unbind(flight)
         backend = flight.decode if flight.decode is not None else self._late_binding(flight, now)
