@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint types protos bench clean
+.PHONY: help venv run test lint types protos bench parity calibration hardware bench-policies clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polyphase needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
@@ -39,6 +39,18 @@ protos: $(READY) ## regenerate the wire stubs in place
 
 bench: $(READY) ## what a request, a token and a fact cost (see docs/performance.md)
 	$(BIN)/python -m tests.bench
+
+parity: $(READY) ## the mock over gRPC against its model in virtual time, at 60 requests/s
+	$(BIN)/python -m tests.bench parity
+
+calibration: $(READY) ## the tables of docs/calibration.md, anew
+	$(BIN)/python -m backends.calibration.report docs/calibration.md
+
+hardware: $(READY) ## the roofline prior's error against published times (see docs/hardware.md)
+	$(BIN)/python -m tests.bench.prior
+
+bench-policies: $(READY) ## every policy on the same arrivals, in simulation (docs/benchmarks/policies.md)
+	$(BIN)/python -m tests.bench.policies $(ARGS)
 
 clean: ## remove everything a target made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

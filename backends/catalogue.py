@@ -2,7 +2,8 @@
 
 A fleet is a TOML file: a `name` and a list of [[backend]] entries. An entry names a profile, an id (with
 replicas > 1 the prefix of their ids) and may override phases, zone and any other field of the profile, either
-beside these or in the sub-tables [backend.step], [backend.link], [backend.connector] and [backend.power].
+beside these or in the sub-tables [backend.step], [backend.link], [backend.connector], [backend.power] and
+[backend.afd]. A profile that ends in .toml is a file of one's own, beside the fleet's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from backends.links import link_table
 from backends.models.fields import Fields
 from backends.models.profile import Profile, backend_fields, parse_profile
 from router.errors import ConfigError
@@ -24,7 +26,7 @@ MAX_FILE_BYTES: Final = 1 << 20
 MAX_BACKENDS: Final = 10_000
 
 _OWN: Final = frozenset({"profile", "id", "replicas"})
-_TABLES: Final = frozenset({"step", "link", "connector", "power"})
+_TABLES: Final = frozenset({"step", "link", "connector", "power", "afd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,10 @@ def fleet_names() -> tuple[str, ...]:
     return _names(FLEETS)
 
 
-def load_profile(name: str) -> Profile:
-    """A profile by name; raise ConfigError when there is none or it is wrong."""
-    return parse_profile(_profile_text(name), name)
+def load_profile(name_or_path: str) -> Profile:
+    """A profile by name, or by the path of a .toml file; raise ConfigError for none or a wrong one."""
+    text = _profile_text(name_or_path, Path())
+    return parse_profile(text, _plain_name(name_or_path), links=link_table())
 
 
 def load_fleet(name_or_path: str | Path) -> Fleet:
@@ -64,20 +67,20 @@ def load_fleet(name_or_path: str | Path) -> Fleet:
         raise ConfigError(f"{where} has no [[backend]] entry; a fleet needs at least one.")
     backends: list[BackendSpec] = []
     for number, entry in enumerate(entries, start=1):
-        backends.extend(_backends(entry, f"{where} [[backend]] {number}"))
+        backends.extend(_backends(entry, f"{where} [[backend]] {number}", path.parent))
     _check_ids(backends, where)
     return Fleet(top.text("name", path.stem), tuple(backends))
 
 
-def _backends(entry: object, where: str) -> list[BackendSpec]:
+def _backends(entry: object, where: str, folder: Path) -> list[BackendSpec]:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where} must be a table; write [[backend]].")
     fields = Fields(entry, where, _OWN | _TABLES | backend_fields())
     name, prefix = fields.text("profile"), fields.text("id")
     replicas = fields.whole("replicas", 1, most=MAX_BACKENDS)
-    text = _profile_text(name)
+    text = _profile_text(name, folder)
     try:
-        profile = parse_profile(text, name, _overlay(entry))
+        profile = parse_profile(text, _plain_name(name), _overlay(entry), link_table())
     except ConfigError as error:
         raise ConfigError(f"{where}: {error.message}") from error
     ids = [prefix] if replicas == 1 else [f"{prefix}-{i}" for i in range(replicas)]
@@ -101,9 +104,21 @@ def _check_ids(backends: list[BackendSpec], where: str) -> None:
         seen.add(spec.id)
 
 
-def _profile_text(name: str) -> str:
+def _is_file(name: str) -> bool:
+    return name.endswith(".toml")
+
+
+def _plain_name(name: str) -> str:
+    """Of a shipped profile its name, of a file its stem."""
+    return Path(name).stem if _is_file(name) else name
+
+
+def _profile_text(name: str, folder: Path) -> str:
+    if _is_file(name):
+        return _read(folder / name)
     if name not in profile_names():
-        raise ConfigError(f"there is no profile {name!r}; known are {', '.join(profile_names())}.")
+        known = ", ".join(profile_names())
+        raise ConfigError(f"there is no profile {name!r}; known are {known}, or give a .toml file.")
     return _read(PROFILES / f"{name}.toml")
 
 

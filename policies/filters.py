@@ -54,18 +54,21 @@ class Screen:
         models: ModelSource | None,
         max_prefill_queue: int,
         stretch: Callable[[str], float] = lambda backend: 1.0,
+        uncached: Callable[[str], float] = lambda backend: 1.0,
     ) -> None:
-        """`models` None leaves latency models out; `stretch` gives Standing.stretch of a backend."""
+        """`models` None leaves latency models out; `stretch` gives Standing.stretch of a backend, `uncached`
+        the share of its queued prompt tokens that is not in its prefix cache."""
         self._models = models
         self._max_prefill_queue = max_prefill_queue
         self._stretch = stretch
+        self._uncached = uncached
         self._standings: dict[str, Standing] = {}
         self._classes: dict[object, int] = {}
         self._numbers = counter()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Screen:
         """Without the cache: a copy for a dry run need not copy a thousand standings."""
-        return Screen(self._models, self._max_prefill_queue, self._stretch)
+        return Screen(self._models, self._max_prefill_queue, self._stretch, self._uncached)
 
     def standing(self, view: BackendView, order: int = 0) -> Standing:
         """The standing of a view, worked out anew only if the view is."""
@@ -128,7 +131,7 @@ class Screen:
             known = self._standings[spec.id] = self._introduce(spec)
         elif known.latency is not None:
             known.latency = self._latency(spec)[0]  # the source may have learned since the last view
-        known.see(view, self._max_prefill_queue, self._stretch(spec.id))
+        known.see(view, self._max_prefill_queue, self._stretch(spec.id), self._uncached(spec.id))
         return known
 
     def _introduce(self, spec: BackendSpec) -> Standing:
@@ -166,7 +169,7 @@ class Screen:
 
 def _ends(spec: BackendSpec) -> tuple[object, ...]:
     """All that a link may depend on at one of its ends."""
-    return (spec.link, spec.zone, spec.kind, spec.device, spec.kv_layout)
+    return (spec.link, spec.zone, spec.kind, spec.device, spec.kv_layout, spec.kv_conversion)
 
 
 def _stays(producer: Standing, output_tokens: int) -> bool:

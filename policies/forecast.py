@@ -25,14 +25,14 @@ def seconds(value: float) -> Seconds:
     return value if value >= 0 else math.inf
 
 
-def alone_s(s: Standing, tokens: int) -> Seconds:
-    """Prefill of a prompt that has the backend to itself."""
+def alone_s(s: Standing, tokens: int, cached_tokens: int = 0) -> Seconds:
+    """Prefill of a prompt's last `tokens`, after cached ones, that has the backend to itself."""
     assert s.latency is not None
-    return seconds(s.latency.prefill_s(tokens))
+    return seconds(s.latency.prefill_s(tokens, cached_tokens))
 
 
-def prefill_end_s(s: Standing, tokens: int) -> Seconds:
-    """Until the prefill of a prompt is done, behind what is ahead of it and beside what decodes.
+def prefill_end_s(s: Standing, tokens: int, cached_tokens: int = 0) -> Seconds:
+    """Until the prefill of a prompt's last `tokens` is done, behind what is ahead and beside what decodes.
 
     Steps needed for all prompt tokens, each of mean size: exact where the step model is linear in
     them. Half of the running step is added where sequences decode.
@@ -40,10 +40,10 @@ def prefill_end_s(s: Standing, tokens: int) -> Seconds:
     latency = s.latency
     assert latency is not None
     if not s.prefill_tokens and not s.decodes:
-        return seconds(latency.prefill_s(tokens))
+        return seconds(latency.prefill_s(tokens, cached_tokens))
     total = s.prefill_tokens + tokens
     steps = -(-total // s.chunk_tokens)
-    pairs = s.pairs_ahead + tokens * tokens / 2
+    pairs = s.pairs_ahead + tokens * (cached_tokens + tokens / 2)
     step = latency.mixed_step_s(s.decodes, s.context_tokens, round(total / steps), pairs / steps)
     return seconds(s.half_step_s + steps * step)
 

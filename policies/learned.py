@@ -1,4 +1,5 @@
-"""What a policy learns from facts: how long answers are, and how busy prefill keeps a backend.
+"""What a policy learns from facts: how long answers are, how busy prefill keeps a backend, and how much of
+its prompts a backend finds in its prefix cache.
 
 Both are bounded: clients choose the names of workload classes, and requests whose end is never
 reported must not stay in memory.
@@ -15,6 +16,8 @@ from router.model import BackendSnapshot, Request, Seconds
 
 MAX_CLASSES: Final = 256
 MAX_WAITED_FOR: Final = 1 << 16
+MAX_CACHED: Final = 0.95
+"""A queue is never taken for less than a twentieth of its prompts."""
 Class = tuple[str, str]
 OTHERS: Final[Class] = ("", "")
 """Classes beyond the first 256 share one estimate."""
@@ -115,3 +118,48 @@ class PrefillDuty:
     def forget(self, backend: str) -> None:
         """Drop a backend that left."""
         self._duties.pop(backend, None)
+
+
+class CachedShare:
+    """Share of the prompt tokens that each backend found in its prefix cache: a moving average.
+
+    The ledger counts prompts in full. With a cache that holds most of them, a queue of three is short.
+    """
+
+    def __init__(self, memory: int) -> None:
+        """`memory` is the number of prompts after which an old one has lost two thirds of its weight."""
+        self._memory = memory
+        self._shares: dict[str, float] = {}
+        self._prompts: dict[str, tuple[str, int]] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> CachedShare:
+        other = CachedShare(self._memory)
+        other._shares, other._prompts = dict(self._shares), dict(self._prompts)  # values are immutable
+        return other
+
+    def uncached(self, backend: str) -> float:
+        """The share that is computed, in (0, 1]; 1 for a backend of which nothing is known."""
+        return 1.0 - self._shares.get(backend, 0.0)
+
+    def wait_for(self, request: Request, backend: str) -> None:
+        """Remember a prompt until it is done."""
+        if len(self._prompts) >= MAX_WAITED_FOR and request.id not in self._prompts:
+            del self._prompts[next(iter(self._prompts))]
+        self._prompts[request.id] = (backend, request.prompt_tokens)
+
+    def prefilled(self, request_id: str, cached_tokens: float) -> None:
+        """Learn from a prompt that is done. A count that cannot be is ignored."""
+        backend, prompt = self._prompts.pop(request_id, ("", 0))
+        if not backend or not 0 <= cached_tokens <= prompt or not prompt:
+            return
+        known = self._shares.get(backend, 0.0)
+        share = min(MAX_CACHED, cached_tokens / prompt)
+        self._shares[backend] = known + (share - known) / self._memory
+
+    def forget_request(self, request_id: str) -> None:
+        """A request ended without its prefill."""
+        self._prompts.pop(request_id, None)
+
+    def forget(self, backend: str) -> None:
+        """Drop a backend that left, or restarted with an empty cache."""
+        self._shares.pop(backend, None)

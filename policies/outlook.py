@@ -7,7 +7,7 @@ seconds from the decision on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from policies import forecast
 from policies.search import Best, Found, Row, shortlists
@@ -21,21 +21,32 @@ Rows = dict[int, list[Row]]
 class Outlook:
     """What is predicted for one request. The same load on the same kind of backend is predicted once."""
 
-    def __init__(self, request: Request, fleet: FleetView, output_tokens: int, ttft_weight: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        fleet: FleetView,
+        output_tokens: int,
+        ttft_weight: float,
+        held: Callable[[Standing], int] | None = None,
+    ) -> None:
+        """`held` says how many tokens of the prompt a backend is believed to hold; None: nobody any."""
         self.output_tokens = output_tokens
         self._prompt = max(1, request.prompt_tokens)
         self._context = self._prompt + output_tokens // 2
         self._fleet = fleet
         self._w = ttft_weight
+        self._held = held
 
     def prefill_ends(self, eligible: Sequence[Standing]) -> dict[Standing, Seconds]:
         """When the prompt would be done on each backend; one that cannot be predicted is missing."""
-        known: dict[tuple[float, ...], Seconds] = {}
+        known: dict[tuple[tuple[float, ...], int], Seconds] = {}
         ends: dict[Standing, Seconds] = {}
         for s in eligible:
-            end = known.get(s.load_key)
+            cached = 0 if self._held is None else self._cached(s)
+            end = known.get((s.load_key, cached))
             if end is None:
-                end = known[s.load_key] = forecast.prefill_end_s(s, self._prompt)
+                end = forecast.prefill_end_s(s, self._prompt - cached, cached)
+                known[s.load_key, cached] = end
             if end < math.inf:
                 ends[s] = end
         return ends
@@ -77,8 +88,9 @@ class Outlook:
 
     def parts(self, producer: Standing, consumer: Standing) -> dict[str, float]:
         """Where the time of a placement goes: queue + prefill + handoff + decode = finish."""
-        end = forecast.prefill_end_s(producer, self._prompt)
-        prefill = min(end, forecast.alone_s(producer, self._prompt))
+        cached = self._cached(producer)
+        end = forecast.prefill_end_s(producer, self._prompt - cached, cached)
+        prefill = min(end, forecast.alone_s(producer, self._prompt - cached, cached))
         step = forecast.joined_step_s(consumer, self._context)
         if producer is consumer:
             ttft, handoff, decode = end, 0.0, self._rest_s(consumer, step)
@@ -98,13 +110,18 @@ class Outlook:
     def prediction(self, producer: Standing, consumer: Standing, parts: Mapping[str, float]) -> Prediction:
         """The same for the router: times, list price and energy of the device time."""
         n, ttft, finish = self.output_tokens, parts["ttft_s"], parts["finish_s"]
-        usd = forecast.prefill_usd(producer, self._prompt) + n * forecast.token_usd(consumer, self._context)
-        joule = forecast.prefill_energy_j(producer, self._prompt)
+        fresh = self._prompt - self._cached(producer)
+        usd = forecast.prefill_usd(producer, fresh) + n * forecast.token_usd(consumer, self._context)
+        joule = forecast.prefill_energy_j(producer, fresh)
         joule += n * forecast.token_energy_j(consumer, self._context)
         tpot = (finish - ttft) / (n - 1) if n > 1 else None
         return Prediction(ttft, finish, tpot, usd, joule)
 
     # --- costs: (1 - w) x finish + w x time to first token, split into producer + handoff + consumer ---
+
+    def _cached(self, s: Standing) -> int:
+        """An engine computes at least the last token anew."""
+        return 0 if self._held is None else max(0, min(self._held(s), self._prompt - 1))
 
     def _steps(self, decode: Sequence[Standing]) -> dict[Standing, Seconds]:
         known: dict[tuple[float, ...], Seconds] = {}

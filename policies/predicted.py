@@ -7,24 +7,34 @@ Prefill ends behind the prompt tokens ahead, beside what decodes there. A step i
 after joining it, stretched by the prefill work of the same backend: by the larger of what waits
 there now and of the share that prefill had of late (learned.py). n is the expected output.
 
-A prediction counts from the decision on: what a request waited before is the same for all places.
-Not predicted: prefix hits, transfers that share a link, decode slots that free up in time.
+A prediction counts from the decision on: what a request waited before is the same for all places. What a
+backend holds of the prompt by our own decisions (prefixes.py) need not be computed there; prompts ahead have
+the share of hits that their backend had of late. Not predicted: transfers that share a link, slots that free
+up in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from policies.decision import MAX_CANDIDATES, placed, unplaced
 from policies.filters import Eligible, Screen
-from policies.learned import OutputLengths, PrefillDuty
+from policies.learned import CachedShare, OutputLengths, PrefillDuty
 from policies.outlook import Outlook
 from policies.parameters import number
+from policies.prefixes import PrefixIndex
 from policies.search import Found
 from policies.standing import Standing
-from router.core.messages import BackendLost, BackendRemoved, BackendReported, DecodeDone, RequestCancelled
+from router.core.messages import (
+    BackendLost,
+    BackendRemoved,
+    BackendReported,
+    DecodeDone,
+    PrefillDone,
+    RequestCancelled,
+)
 from router.core.ports import FleetView, ModelSource
 from router.model import Placement, Reject, Request, RoutePlan, Seconds, Wait
 
@@ -57,6 +67,13 @@ class PredictedParameters:
         doc="Reject when the earliest first token is predicted later than this many times the time left. "
         "Above 1, since prefix hits make a prefill faster than predicted.",
     )
+    refuse_beyond_slo: float = number(
+        0.0,
+        low=0.0,
+        high=1e6,
+        doc="Refuse when the best place breaks the objective for the first token or the time per token "
+        "by more than this factor, so that those behind keep theirs (early rejection); 0 refuses nobody.",
+    )
 
 
 class Predicted:
@@ -68,12 +85,15 @@ class Predicted:
         self._p = parameters
         self._lengths = OutputLengths(parameters.length_memory)
         self._duty = PrefillDuty(parameters.duty_window_s)
-        self._screen = Screen(models, parameters.max_prefill_queue, self._duty.stretch)
+        self._prefixes = PrefixIndex()
+        self._cached = CachedShare(parameters.length_memory)
+        self._screen = Screen(models, parameters.max_prefill_queue, self._duty.stretch, self._cached.uncached)
 
     def plan(self, request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait | Reject:
         """Place both phases."""
         views = fleet.for_model(request.model)
-        outlook = Outlook(request, fleet, self._lengths.expect(request), self._p.ttft_weight)
+        expected = self._lengths.expect(request)
+        outlook = Outlook(request, fleet, expected, self._p.ttft_weight, self._holder(request, now))
         found = self._screen.pass_over(request, views, outlook.output_tokens)
         ends = outlook.prefill_ends(found.prefill)
         best = outlook.pairs(found.decode, ends, self._p.candidates)
@@ -81,8 +101,13 @@ class Predicted:
             return unplaced(self.name, request, found, self._screen.standings(views), _unusable(found, ends))
         if min(ends.values()) > self._p.reject_beyond * (request.deadline - now):
             return self._too_late(request, min(ends.values()), request.deadline - now)
+        if (refusal := self._hopeless(request, best, outlook)) is not None:
+            return refusal
+        plan = self._planned(request, found, best, outlook)
         self._lengths.wait_for(request)
-        return self._planned(request, found, best, outlook)
+        self._cached.wait_for(request, plan.prefill)
+        self._prefixes.store(best[0][4], request.prefix_hashes, now)
+        return plan
 
     def bind_decode(
         self, request: Request, prefill: str, fleet: FleetView, now: Seconds
@@ -109,11 +134,21 @@ class Predicted:
                 self._duty.reported(fact.backend, fact.snapshot)
             case RequestCancelled():
                 self._lengths.forget(fact.request_id)
+                self._cached.forget_request(fact.request_id)
+            case PrefillDone():
+                self._cached.prefilled(fact.request_id, fact.cached_tokens)
             case BackendLost() | BackendRemoved():
                 self._duty.forget(fact.backend)
+                self._cached.forget(fact.backend)
+                self._prefixes.forget(fact.backend)
                 self._screen.forget(fact.backend)
             case _:
                 pass
+
+    def _holder(self, request: Request, now: Seconds) -> Callable[[Standing], int] | None:
+        if not request.prefix_hashes:
+            return None
+        return lambda s: self._prefixes.tokens(s, request, now)
 
     def _planned(
         self, request: Request, found: Eligible, best: Sequence[Found], outlook: Outlook
@@ -126,6 +161,23 @@ class Predicted:
         text = f"{place}: {times} (predicted)"
         decision = placed(self.name, request, found, candidates, text, prediction)
         return RoutePlan(producer.id, consumer.id, decision, outlook.output_tokens)
+
+    def _hopeless(self, request: Request, best: Sequence[Found], outlook: Outlook) -> Reject | None:
+        """Judges the place that would be taken: by it the request gets the earliest finish there is."""
+        slo, factor = request.slo, self._p.refuse_beyond_slo
+        if not factor or (slo.ttft_s is None and slo.tpot_s is None):
+            return None
+        *_, producer, consumer = best[0]
+        expected = outlook.prediction(producer, consumer, outlook.parts(producer, consumer))
+        late = slo.ttft_s is not None and expected.ttft_s > factor * slo.ttft_s
+        slow = slo.tpot_s is not None and (expected.tpot_s or 0.0) > factor * slo.tpot_s
+        if not (late or slow):
+            return None
+        text = (
+            f"the first token is predicted in {expected.ttft_s:.3g} s and each other in "
+            f"{expected.tpot_s or 0.0:.3g} s, which breaks the objectives; try again when the load is lower"
+        )
+        return Reject(text, infeasible_deadline=True)
 
     def _too_late(self, request: Request, earliest_s: Seconds, left_s: Seconds) -> Reject:
         text = (

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Final
 
+from policies.baselines.table import BASELINES
 from policies.least_loaded import LeastLoaded, LeastLoadedParameters
 from policies.parameters import read, unknown
 from policies.predicted import Predicted, PredictedParameters
@@ -52,6 +53,9 @@ BUILTIN: Final[Mapping[str, Factory]] = {
     "scored": _scored,
     "predicted": _predicted,
 }
+"""Our own. They place nothing where it has no room at the time."""
+POLICIES: Final[Mapping[str, Factory]] = {**BUILTIN, **BASELINES}
+"""All that ship: ours, and other routers' rules to compare with (policies/baselines)."""
 
 
 def build(
@@ -59,7 +63,7 @@ def build(
     params: Mapping[str, object],
     models: ModelSource,
     rng: Random,
-    table: Mapping[str, Factory] = BUILTIN,
+    table: Mapping[str, Factory] = POLICIES,
 ) -> Policy:
     """Build a policy. Raises ConfigError for an unknown name, an unknown key, or a wrong value."""
     factory = table.get(name)
@@ -93,7 +97,7 @@ def parse_policy_toml(text: str) -> tuple[str, dict[str, Any]]:
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(
-            f"policy file: [policy] name is {name!r} but must be one of {', '.join(BUILTIN)}; "
+            f"policy file: [policy] name is {name!r} but must be one of {', '.join(POLICIES)}; "
             "nothing was changed."
         )
     return name, parameters

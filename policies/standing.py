@@ -47,7 +47,7 @@ class Standing:
     prefills: int = field(init=False)
     """Prefills ahead of a new one."""
     prefill_tokens: int = field(init=False)
-    """Prompt tokens ahead of a new prefill."""
+    """Prompt tokens ahead of a new prefill, without those that are expected to be cached."""
     pairs_ahead: float = field(init=False)
     """Attention pairs of these, as if they were of equal length (assumption)."""
     decodes: int = field(init=False)
@@ -70,8 +70,9 @@ class Standing:
         """The backend's id."""
         return self.spec.id
 
-    def see(self, view: BackendView, max_prefill_queue: int, stretch: float) -> None:
-        """Take over a new view of the backend, with the same spec."""
+    def see(self, view: BackendView, max_prefill_queue: int, stretch: float, uncached: float = 1.0) -> None:
+        """Take over a new view of the backend, with the same spec. `uncached` is the share of the prompt
+        tokens ahead that will have to be computed."""
         spec, ours, seen = self.spec, view.in_flight, view.snapshot or EMPTY
         kv_used = max(count(seen.kv_used_tokens), ours.kv_tokens)
         self.view = view
@@ -82,7 +83,8 @@ class Standing:
         self.takes_decode = Phase.DECODE in spec.phases and has_slot
         self.kv_room_tokens = spec.kv_capacity_tokens - kv_used
         self.prefills = max(ours.prefills, count(seen.waiting))
-        self.prefill_tokens = max(ours.prefill_tokens, count(seen.waiting_prefill_tokens))
+        ahead = max(ours.prefill_tokens, count(seen.waiting_prefill_tokens))
+        self.prefill_tokens = math.ceil(uncached * ahead)
         self.pairs_ahead = self.prefill_tokens * self.prefill_tokens / (2 * max(1, self.prefills))
         self.decodes = max(ours.decodes, count(seen.running) - ours.prefills)
         self.context_tokens = _context_tokens(view, self.decodes, kv_used)

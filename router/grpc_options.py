@@ -19,6 +19,8 @@ _CHANNEL_PING_TIMEOUT_MS: Final = 5_000
 _SERVER_KEEPALIVE_MS: Final = 30_000
 _SERVER_PING_TIMEOUT_MS: Final = 10_000
 _MIN_PING_INTERVAL_MS: Final = 5_000
+_SETTINGS_TIMEOUT_MS: Final = 10_000
+_PENDING_CALLS: Final = 16_384
 _FIRST_RECONNECT_MS: Final = 100
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _MAX_RECONNECT_MS: Final = 2_000
@@ -39,6 +41,13 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         # Without it a second server binds the same port, and clients reach either of them by chance.
         ("grpc.so_reuseport", 0),
+        # For the handshake of HTTP/2: a connection that never speaks is held for a minute by default, and
+        # until it acknowledges the settings, it may send 16 MiB of metadata with each call instead of 16 KiB.
+        ("grpc.http2.settings_timeout", _SETTINGS_TIMEOUT_MS),
+        # Calls that the event loop has not picked up yet. Above 1,000 gRPC's default cancels them at random,
+        # without a word of why; the bounds of our services are above that, and their refusals are typed.
+        ("grpc.server.max_pending_requests", _PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
         # channelz keeps a record per call; nothing here serves it.
         ("grpc.enable_channelz", 0),
     )

@@ -40,6 +40,27 @@ class ModelBinding(StrEnum):
     FIXED = "fixed"
 
 
+class SchedulerKind(StrEnum):
+    """How a backend's engine forms its steps (backends/models/forming.py)."""
+
+    CONTINUOUS = "continuous"
+    """The batch changes every step; prompts are chunked into it."""
+    BUCKETED = "bucketed"
+    """Shapes are compiled ahead: batches and prompt chunks round up to them."""
+    SLOTS = "slots"
+    """A static pipeline: a fixed number of places, and a step that always takes the same time."""
+    SINGLE = "single"
+    """One sequence at a time."""
+
+
+class AfdLaw(StrEnum):
+    """How far the attention and the FFN side of a split decode overlap (backends/models/afd.py)."""
+
+    SERIAL = "serial"
+    CONSERVATIVE = "conservative"
+    OPTIMISTIC = "optimistic"
+
+
 class HandoffMint(StrEnum):
     """Who creates the token by which both sides of a handoff find each other."""
 
@@ -125,6 +146,33 @@ class StepParameters:
     per_attention_pair_s: Seconds = 0.0
     noise_sigma: float = 0.0
     """Sigma of the multiplicative lognormal noise of a step."""
+    stall_probability: float = 0.0
+    """Share of steps that take 2 to 3 times as long, as GPUs now and then do; in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class AfdParameters:
+    """Decode split between attention and FFN devices: times of one layer, for one micro-batch.
+
+    Law and origin: backends/models/afd.py. With it, the decode terms of the step parameters are the
+    serial law of one micro-batch, for readers that know no other.
+    """
+
+    layers: int
+    law: AfdLaw = AfdLaw.SERIAL
+    """The most that may overlap; with too few sequences or micro-batches less does."""
+    micro_batches: int = 1
+    attention_base_s: Seconds = 0.0
+    attention_per_sequence_s: Seconds = 0.0
+    attention_per_context_token_s: Seconds = 0.0
+    ffn_base_s: Seconds = 0.0
+    ffn_per_sequence_s: Seconds = 0.0
+    hop_s: Seconds = 0.0
+    """Latency of one direction; a layer takes two."""
+    dispatch_per_sequence_s: Seconds = 0.0
+    """Activations of one token on their way to the FFN side."""
+    combine_per_sequence_s: Seconds = 0.0
+    """And back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +195,10 @@ class LinkParameters:
 
     latency_s: Seconds = 0.0
     bandwidth_bytes_per_s: float = math.inf
+    ingress_bytes_per_s: float = math.inf
+    """What the backend can take in; transfers to it share it."""
+    overlap_layers: int = 0
+    """Layers of the model when KV leaves layer by layer while prefill goes on; 0 sends it afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +235,26 @@ class BackendSpec:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     max_context_tokens: int = 1 << 20
+    async_scheduling: bool = False
+    """The next step is put together while one runs, as vLLM does by default: what arrives or ends during a
+    step counts a step later. A trait of the engine; it does not travel on the wire."""
     link: LinkParameters = LinkParameters()
     connector: ConnectorFlags = ConnectorFlags()
     usd_per_hour: float = 0.0
     power: PowerParameters = PowerParameters()
     zone: str = ""
+    scheduler: SchedulerKind = SchedulerKind.CONTINUOUS
+    prompt_buckets: tuple[int, ...] = ()
+    """BUCKETED: compiled lengths of prompt chunks, ascending; empty means powers of two."""
+    batch_buckets: tuple[int, ...] = ()
+    """BUCKETED: compiled batches, ascending; empty means powers of two."""
+    load_s: Seconds = 0.0
+    """Time to bring another of `models` into the device; the first one is there at boot."""
+    compile_s: Seconds = 0.0
+    """Time to compile another of `models` first, where the binding is COMPILED."""
+    kv_conversion: float = 1.0
+    """How many times longer a transfer takes when the KV comes in another layout; at least 1."""
+    afd: AfdParameters | None = None
 
     def accepts_kv_of(self, producer: BackendSpec) -> bool:
         """Whether this backend can decode from KV that `producer` computed."""
@@ -219,6 +286,17 @@ class BackendSnapshot:
     """Prompt tokens computed."""
     attention_pairs: float = 0.0
     """Sum of n (h + n / 2) over prompt chunks of n tokens with h tokens of history."""
+    loading: str = ""
+    """The model that is being loaded or compiled; nothing runs meanwhile."""
+    busy_loading_s: Seconds = 0.0
+    """Time spent on loading and compiling since boot; grows."""
+    busy_attention_s: Seconds = 0.0
+    """Sub-phases of decode where it is split (AFD): busy time of the attention devices, since boot. The three
+    overlap, so they do not add up to busy_decode_s."""
+    busy_ffn_s: Seconds = 0.0
+    """Of the FFN devices."""
+    busy_transfer_s: Seconds = 0.0
+    """Of the network between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +443,23 @@ class PhaseCost:
     device_s: Seconds = 0.0
     """Share of the device's time; shares of a step add up to the step."""
     energy_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSample:
+    """A phase of one request that ended, for models that learn: what was computed, and what it took."""
+
+    backend: str
+    phase: Phase
+    cost: PhaseCost
+    prompt_tokens: int
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    """Computed in this phase; 0 in prefill."""
+    lasted_s: Seconds = 0.0
+    """From its first step to its end, on the router's clock."""
+    beside: int = 0
+    """Other sequences that decode on the backend at its end, by our own ledger."""
 
 
 @dataclass(frozen=True, slots=True)

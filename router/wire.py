@@ -19,6 +19,8 @@ from polyphase.v1 import common_pb2, inference_pb2, worker_pb2
 
 from router.errors import BackendError, Reason
 from router.model import (
+    AfdLaw,
+    AfdParameters,
     BackendKind,
     BackendSnapshot,
     BackendSpec,
@@ -31,6 +33,7 @@ from router.model import (
     Phase,
     PhaseCost,
     PowerParameters,
+    SchedulerKind,
     Seconds,
     StepParameters,
 )
@@ -40,6 +43,9 @@ MAX_LEASE_S: Final = 3600.0
 
 MAX_FAILURE_MESSAGE: Final = 500
 """Characters of a worker's failure message that are kept."""
+
+MAX_NAME: Final = 200
+"""Characters of a model's name in a load report that are kept."""
 
 BYTES_PER_TOKEN: Final = 4
 """Assumption: the mean of English text under common tokenisers; used where a prompt came as text."""
@@ -60,6 +66,17 @@ _BINDINGS: Final[Mapping[ModelBinding, common_pb2.ModelBinding]] = {
 _PHASES: Final[Mapping[Phase, common_pb2.Phase]] = {
     Phase.PREFILL: common_pb2.PHASE_PREFILL,
     Phase.DECODE: common_pb2.PHASE_DECODE,
+}
+_SCHEDULERS: Final[Mapping[SchedulerKind, common_pb2.SchedulerKind]] = {
+    SchedulerKind.CONTINUOUS: common_pb2.SCHEDULER_KIND_CONTINUOUS,
+    SchedulerKind.BUCKETED: common_pb2.SCHEDULER_KIND_BUCKETED,
+    SchedulerKind.SLOTS: common_pb2.SCHEDULER_KIND_SLOTS,
+    SchedulerKind.SINGLE: common_pb2.SCHEDULER_KIND_SINGLE,
+}
+_AFD_LAWS: Final[Mapping[AfdLaw, common_pb2.AfdLaw]] = {
+    AfdLaw.SERIAL: common_pb2.AFD_LAW_SERIAL,
+    AfdLaw.CONSERVATIVE: common_pb2.AFD_LAW_CONSERVATIVE,
+    AfdLaw.OPTIMISTIC: common_pb2.AFD_LAW_OPTIMISTIC,
 }
 _MINTS: Final[Mapping[HandoffMint, common_pb2.HandoffMint]] = {
     HandoffMint.ENGINE: common_pb2.HANDOFF_MINT_ENGINE,
@@ -128,6 +145,13 @@ def spec_to_proto(spec: BackendSpec) -> common_pb2.BackendSpec:
         usd_per_hour=spec.usd_per_hour,
         power=common_pb2.PowerParameters(**asdict(spec.power)),
         zone=spec.zone,
+        scheduler=_SCHEDULERS[spec.scheduler],
+        prompt_buckets=spec.prompt_buckets,
+        batch_buckets=spec.batch_buckets,
+        load_s=spec.load_s,
+        compile_s=spec.compile_s,
+        kv_conversion=spec.kv_conversion,
+        afd=_afd_to_proto(spec.afd),
     )
 
 
@@ -162,6 +186,13 @@ def spec_from_proto(proto: common_pb2.BackendSpec) -> BackendSpec:
         usd_per_hour=_amount(proto.usd_per_hour, "usd_per_hour"),
         power=_power_from_proto(proto.power),
         zone=proto.zone,
+        scheduler=_known(_SCHEDULERS, proto.scheduler, "scheduler", SchedulerKind.CONTINUOUS),
+        prompt_buckets=tuple(proto.prompt_buckets),
+        batch_buckets=tuple(proto.batch_buckets),
+        load_s=_amount(proto.load_s, "load_s"),
+        compile_s=_amount(proto.compile_s, "compile_s"),
+        kv_conversion=_amount(proto.kv_conversion, "kv_conversion") or 1.0,
+        afd=_afd_from_proto(proto.afd) if proto.HasField("afd") else None,
     )
 
 
@@ -179,9 +210,25 @@ def _step_from_proto(proto: common_pb2.StepParameters) -> StepParameters:
 
 def _link_from_proto(proto: common_pb2.LinkParameters) -> LinkParameters:
     bandwidth = proto.bandwidth_bytes_per_s or math.inf
+    ingress = proto.ingress_bytes_per_s or math.inf
     return LinkParameters(
-        _amount(proto.latency_s, "latency_s"), _amount(bandwidth, "bandwidth_bytes_per_s", math.inf)
+        latency_s=_amount(proto.latency_s, "latency_s"),
+        bandwidth_bytes_per_s=_amount(bandwidth, "bandwidth_bytes_per_s", math.inf),
+        ingress_bytes_per_s=_amount(ingress, "ingress_bytes_per_s", math.inf),
+        overlap_layers=proto.overlap_layers,
     )
+
+
+def _afd_to_proto(afd: AfdParameters | None) -> common_pb2.AfdParameters | None:
+    if afd is None:
+        return None
+    return common_pb2.AfdParameters(**{**asdict(afd), "law": _AFD_LAWS[afd.law]})
+
+
+def _afd_from_proto(proto: common_pb2.AfdParameters) -> AfdParameters:
+    numbers = {field.name for field in fields(AfdParameters)} - {"law"}
+    values: dict[str, Any] = {name: _amount(getattr(proto, name), name) for name in numbers}
+    return AfdParameters(**values, law=_known(_AFD_LAWS, proto.law, "AFD law", AfdLaw.SERIAL))
 
 
 def _power_from_proto(proto: common_pb2.PowerParameters) -> PowerParameters:
@@ -259,6 +306,11 @@ def load_to_proto(snapshot: BackendSnapshot) -> common_pb2.LoadReport:
         context_tokens=snapshot.context_tokens,
         prefill_tokens=snapshot.prefill_tokens,
         attention_pairs=snapshot.attention_pairs,
+        loading=snapshot.loading,
+        busy_loading_s=snapshot.busy_loading_s,
+        busy_attention_s=snapshot.busy_attention_s,
+        busy_ffn_s=snapshot.busy_ffn_s,
+        busy_transfer_s=snapshot.busy_transfer_s,
     )
 
 
@@ -279,6 +331,11 @@ def load_from_proto(proto: common_pb2.LoadReport, observed_at: Seconds) -> Backe
         context_tokens=_amount(proto.context_tokens, "context_tokens"),
         prefill_tokens=proto.prefill_tokens,
         attention_pairs=_amount(proto.attention_pairs, "attention_pairs"),
+        loading=proto.loading[:MAX_NAME],
+        busy_loading_s=_amount(proto.busy_loading_s, "busy_loading_s"),
+        busy_attention_s=_amount(proto.busy_attention_s, "busy_attention_s"),
+        busy_ffn_s=_amount(proto.busy_ffn_s, "busy_ffn_s"),
+        busy_transfer_s=_amount(proto.busy_transfer_s, "busy_transfer_s"),
     )
 
 

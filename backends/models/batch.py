@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Sequence as Items
 
 from backends.models.kvcache import blocks_for
-from backends.models.metering import Bill, Reading, Tariff, owed
+from backends.models.metering import Bill, Meter, Tariff
 from backends.models.sequence import Sequence
 
 
@@ -19,7 +19,7 @@ class DecodeBatch:
     """Members in order of joining."""
 
     __slots__ = (
-        "_block", "_columns", "_crossings", "_ends", "_meter", "_offsets", "_tariff", "members", "step",
+        "_block", "_columns", "_crossings", "_ends", "_offsets", "_tariff", "members", "meter", "step",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int, tariff: Tariff) -> None:
@@ -28,7 +28,7 @@ class DecodeBatch:
         """Steps since the batch was last empty."""
         self._block = block_tokens
         self._tariff = tariff
-        self._meter = Reading()
+        self.meter = Meter()
         self._offsets = 0
         self._crossings = [0] * block_tokens
         self._ends: list[tuple[int, int]] = []
@@ -58,7 +58,7 @@ class DecodeBatch:
         sequence.computed_offset = sequence.computed - self.step
         sequence.index_offset = sequence.next_index - self.step
         sequence.ends_at_step = self.step + sequence.output_tokens - sequence.next_index
-        sequence.reading = self._meter
+        sequence.reading = self.meter.read()
         self.members[sequence.key] = sequence
         self._columns = None
         self._offsets += sequence.computed_offset
@@ -75,18 +75,20 @@ class DecodeBatch:
         sequence.next_index = self.step + sequence.index_offset
         sequence.private = blocks_for(sequence.computed + grown, self._block) - len(sequence.shared)
         assert sequence.reading is not None, "a member has a reading from joining on"
-        sequence.charge(*owed(sequence.reading, self._meter, sequence.computed_offset + 1))
+        sequence.charge(*self.meter.owed(sequence.reading, sequence.computed_offset + 1))
         sequence.reading = None
 
     def advance(self, bill: Bill) -> Items[Sequence]:
         """Count steps that are over; return the members that thereby have all their tokens."""
-        self._meter = self._tariff.read(self._meter, bill, self.step)
+        self._tariff.meter(self.meter, bill, self.step)
         self.step += bill.span.steps
-        ended: list[Sequence] = []
+        if not self._ends or self._ends[0][0] > self.step:
+            return ()
+        ended: dict[int, Sequence] = {}  # one that left and joined anew between two steps is listed twice
         while self._next_end() == self.step:
             _, key = heapq.heappop(self._ends)
-            ended.append(self.members[key])
-        return ended
+            ended[key] = self.members[key]
+        return tuple(ended.values())
 
     def steps_left(self) -> int:
         """Steps until the next member ends; there must be a member."""
@@ -94,6 +96,8 @@ class DecodeBatch:
 
     def growth(self, after: int, until: int) -> int:
         """Blocks that the steps after the next `after` ones, up to the next `until` ones, will need."""
+        if until - after == 1:
+            return self._crossings[(self.step + after) % self._block]
         rounds, rest = divmod(until - after, self._block)
         first = self.step + after
         partial = sum(self._crossings[(first + j) % self._block] for j in range(rest))
@@ -101,7 +105,7 @@ class DecodeBatch:
 
     def steps_within(self, blocks: int, steps: int) -> int:
         """How many steps, of at most `steps`, need no more than `blocks` blocks beyond the next step's."""
-        if self.growth(1, steps) <= blocks:
+        if len(self.members) * (steps // self._block + 1) <= blocks or self.growth(1, steps) <= blocks:
             return steps
         enough, wanting = 1, steps
         while wanting - enough > 1:
@@ -125,5 +129,5 @@ class DecodeBatch:
     def _restart(self) -> None:
         """Begin the counters anew, or the meter would lose precision over weeks."""
         self.step = 0
-        self._meter = Reading()
+        self.meter.reset()
         self._ends.clear()

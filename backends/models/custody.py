@@ -23,6 +23,8 @@ class Held:
     key: int
     handle: KVHandle
     fingerprint: int
+    prefill_s: Seconds = 0.0
+    """Device time that computed it; layers that were done first may have left meanwhile."""
     pull: int | None = None
     """The pull that claimed it; from then on the lease does not matter."""
 

@@ -13,7 +13,10 @@ from collections.abc import Sequence as Items
 from random import Random
 from typing import assert_never
 
-from backends.models.latency import StepModel
+from backends.models.account import Account, Overhead
+from backends.models.forming import form_of
+from backends.models.laws import law_of
+from backends.models.loading import Loading, check_loading, switch_s
 from backends.models.messages import (
     DecodeFinished,
     Failed,
@@ -26,11 +29,11 @@ from backends.models.messages import (
     StepTokens,
     Stop,
 )
-from backends.models.metering import Bill, Tariff
+from backends.models.metering import Bill, Reading, Tariff
 from backends.models.power import check_power, idle_j
 from backends.models.schedule import Schedule
 from backends.models.sequence import Sequence, refusal
-from backends.models.stretch import Noise, Stretch
+from backends.models.stretch import Cap, Noise, Stretch
 from router.errors import ConfigError
 from router.model import BackendSnapshot, BackendSpec, Phase, Seconds
 
@@ -38,6 +41,7 @@ EngineCommand = RunPrefill | RunDecode | KVArrived | Stop
 EngineEvent = StepTokens | PrefillFinished | PullKV | DecodeFinished | Failed
 Events = list[EngineEvent]
 Columns = tuple[tuple[int, ...], tuple[int, ...]]
+NO_TOKENS: Columns = ((), ())
 
 
 def check_engine(spec: BackendSpec) -> None:
@@ -51,6 +55,9 @@ def check_engine(spec: BackendSpec) -> None:
             f"{spec.id}: max_num_seqs must be from 1 to max_num_batched_tokens "
             f"({spec.max_num_batched_tokens}); otherwise a full batch has no token for some sequence."
         )
+    form_of(spec)
+    law_of(spec)
+    check_loading(spec)
     check_power(spec.power)
 
 
@@ -65,15 +72,18 @@ class BatchEngine:
         """Boot at `now`. Raise ConfigError for a spec that cannot run."""
         check_engine(spec)
         self.spec = spec
-        self._tariff = Tariff(StepModel(spec.step), spec.power, spec.kv_bytes_per_token)
-        self._noise = Noise(spec.step.noise_sigma, rng)
-        self._schedule = Schedule(spec, self._tariff)
+        self._tariff = Tariff(law_of(spec), spec.power, spec.kv_bytes_per_token)
+        self._noise = Noise(spec.step, rng)
+        self._cap = Cap.of(spec.power)
+        self._schedule = Schedule(spec, self._tariff, form_of(spec))
         self._emit_tokens = emit_tokens
         self._stretch: Stretch | None = None
+        self._loading: Loading | None = None
+        self._gone: list[tuple[Reading, int]] = []
+        """Decodes that were stopped in the stretch in progress: what they owe of it is on nobody's bill."""
+        self._due: Seconds | None = None
         self._boot = now
-        self._busy_prefill_s = 0.0
-        self._busy_decode_s = 0.0
-        self._energy_j = 0.0
+        self._account = Account()
 
     def __contains__(self, key: int) -> bool:
         """Whether a key is queued, running, or holds KV."""
@@ -94,32 +104,34 @@ class BatchEngine:
                 self._stop(key)
             case _:
                 assert_never(message)
-        if self._stretch is None:
+        if self._stretch is None and self._loading is None:
             self._begin(now, events)
         else:
             events.extend(self._schedule.reserve())
+        self._arm()
         return events
 
     def advance(self, now: Seconds) -> Items[EngineEvent]:
         """Everything that the model has happen by `now`, in order."""
         events: Events = []
-        while (stretch := self._stretch) is not None:
-            following = self._following(stretch)
-            at = stretch.end_of(following)
-            if at > now:
-                break
-            if following < stretch.steps:
-                self._show_step(stretch, at, events)
+        while (due := self._due) is not None and due <= now:
+            if self._loading is not None:
+                self._change_models(self._loading, events)
             else:
-                self._end_stretch(stretch, at, events)
-                self._begin(at, events)
+                self._pass_step(due, events)
+            self._arm()
         return events
 
     def deadline(self) -> Seconds | None:
         """The end of the step in progress, or of the stretch when tokens are not wanted."""
-        if (stretch := self._stretch) is None:
-            return None
-        return stretch.end_of(self._following(stretch))
+        return self._due
+
+    def _arm(self) -> None:
+        """Find the deadline anew; whatever is under way changed."""
+        if (stretch := self._stretch) is not None:
+            self._due = stretch.end_of(self._following(stretch))
+        else:
+            self._due = None if self._loading is None else self._loading.ends
 
     def _following(self, stretch: Stretch) -> int:
         """Steps of the stretch that will be over at the deadline."""
@@ -127,24 +139,40 @@ class BatchEngine:
 
     def snapshot(self, now: Seconds) -> BackendSnapshot:
         """The engine's account of itself; the step in progress counts when it is over."""
-        schedule = self._schedule
-        blocks, decode_s, joule = schedule.pool.used, self._busy_decode_s, self._energy_j
+        schedule, account, loading = self._schedule, self._account, self._loading
+        blocks = schedule.blocks.pool.used
         if (stretch := self._stretch) is not None and 0 < (done := stretch.done_by(now)) < stretch.steps:
             blocks += schedule.batch.growth(stretch.grown, max(stretch.grown, done + 1))
-            bill = self._tariff.bill(stretch.work, stretch.span(done))
-            decode_s, joule = decode_s + bill.time_s, joule + bill.energy_j
-        idle_s = max(0.0, now - self._boot - self._busy_prefill_s - decode_s)
+            account = account.ahead(self._tariff.bill(stretch.work, stretch.span(done)))
+        loaded_s = account.busy_loading_s + (0.0 if loading is None else max(0.0, now - loading.began))
+        idle_s = max(0.0, now - self._boot - account.busy_prefill_s - account.busy_decode_s)
         return BackendSnapshot(
             observed_at=now,
             running=len(schedule.running),
             waiting=schedule.waiting,
             waiting_prefill_tokens=schedule.uncomputed_tokens,
             kv_used_tokens=blocks * self.spec.block_tokens,
-            busy_prefill_s=self._busy_prefill_s,
-            busy_decode_s=decode_s,
-            energy_j=joule + idle_j(self.spec.power, idle_s),
+            busy_prefill_s=account.busy_prefill_s,
+            busy_decode_s=account.busy_decode_s,
+            energy_j=account.energy_j + idle_j(self.spec.power, idle_s),
             preemptions=schedule.preemptions,
+            steps=account.steps,
+            decode_sequences=account.decode_sequences,
+            context_tokens=float(account.context_tokens),
+            prefill_tokens=account.prefill_tokens,
+            attention_pairs=account.attention_pairs,
+            loading="" if loading is None else self.spec.models[loading.model],
+            busy_loading_s=loaded_s,
+            busy_attention_s=account.busy_attention_s,
+            busy_ffn_s=account.busy_ffn_s,
+            busy_transfer_s=account.busy_transfer_s,
         )
+
+    def overhead(self, now: Seconds) -> Overhead:
+        """What no request is charged for; with what they are charged it is the whole."""
+        account = self._account
+        idle_s = max(0.0, now - self._boot - account.busy_prefill_s - account.busy_decode_s)
+        return Overhead(account.dropped_s, idle_s, account.dropped_j + idle_j(self.spec.power, idle_s))
 
     # --- commands ----------------------------------------------------------------------------------
 
@@ -167,11 +195,16 @@ class BatchEngine:
 
     def _stop(self, key: int) -> None:
         if (sequence := self._schedule.sequences.get(key)) is not None:
+            batch = self._schedule.batch
+            if self._stretch is not None and self._stretch.work.decodes and key in batch.members:
+                self._gone.append((batch.meter.read(), sequence.computed_offset + 1))
             self._schedule.forget(sequence, self._stretch.grown if self._stretch else 0)
+            self._account.drop(sequence.device_s, sequence.energy_j)
 
     def _interrupt(self, now: Seconds) -> None:
         """Let the stretch end with the step in progress, so that what comes now can join the next step."""
         if (stretch := self._stretch) is not None and stretch.steps > 1:
+            self._noise.interrupted()
             stretch.steps = min(stretch.steps, stretch.done_by(now) + 1)
             self._grow(stretch)
 
@@ -186,16 +219,38 @@ class BatchEngine:
         """Start the next step, or a stretch of them; with nothing to run the engine is idle."""
         schedule = self._schedule
         if not schedule.sequences:
+            schedule.settle()
             return
-        events.extend(schedule.plan(at))
+        if pulls := schedule.plan(at):
+            events.extend(pulls)
         if schedule.running:
             steps = schedule.uneventful_steps(self._noise.lookahead)
-            self._stretch = Stretch(at, schedule.work(), steps, self._noise)
+            work = schedule.work()
+            self._stretch = Stretch(at, work, min(steps, work.price.steps), self._noise, self._cap)
+        elif schedule.wanted is not None:
+            self._loading = Loading(schedule.wanted, at, at + switch_s(self.spec))
+
+    def _change_models(self, loading: Loading, events: Events) -> None:
+        self._loading = None
+        self._account.busy_loading_s += loading.ends - loading.began
+        self._schedule.model = loading.model
+        self._begin(loading.ends, events)
+
+    def _pass_step(self, at: Seconds, events: Events) -> None:
+        """The step, or the stretch, that is over at `at`."""
+        stretch = self._stretch
+        assert stretch is not None, "a deadline without loading is that of a stretch"
+        if self._following(stretch) < stretch.steps:
+            self._show_step(stretch, at, events)
+        else:
+            self._end_stretch(stretch, at, events)
+            self._begin(at, events)
 
     def _show_step(self, stretch: Stretch, at: Seconds, events: Events) -> None:
-        keys, indices = self._schedule.batch.tokens_of(stretch.shown)
-        if keys:
-            events.append(StepTokens(at, keys, indices))
+        if stretch.work.decodes:
+            keys, indices = self._schedule.batch.tokens_of(stretch.shown)
+            if keys:
+                events.append(StepTokens(at, keys, indices))
         stretch.shown += 1
 
     def _end_stretch(self, stretch: Stretch, at: Seconds, events: Events) -> None:
@@ -205,31 +260,53 @@ class BatchEngine:
         bill = self._tariff.bill(stretch.work, stretch.span(stretch.steps))
         self._book(bill)
         keys, indices = self._last_tokens(stretch)
-        ended = schedule.batch.advance(bill) if bill.work.decodes else ()
+        ended = self._advance_batch(bill) if bill.work.decodes else ()
         self._noise.consume(stretch.steps)
+        self._stretch = None
         done = schedule.completed()
-        self._report_prefills(done, at, events, hands_over=False)
-        more_keys, more_indices = self._sample(done)
-        if keys or more_keys:
-            events.append(StepTokens(at, keys + more_keys, indices + more_indices))
+        if done:
+            self._report_prefills(done, at, events, hands_over=False)
+            more_keys, more_indices = self._sample(done)
+            keys, indices = keys + more_keys, indices + more_indices
+        if keys:
+            events.append(StepTokens(at, keys, indices))
+        if done:
+            self._go_on(done, at, events)
+        for sequence in ended:
+            self._finish(sequence, at, events)
+
+    def _advance_batch(self, bill: Bill) -> Items[Sequence]:
+        ended = self._schedule.batch.advance(bill)
+        for reading, offset in self._gone:
+            self._account.drop(*self._schedule.batch.meter.owed(reading, offset))
+        self._gone.clear()
+        return ended
+
+    def _go_on(self, done: Items[Sequence], at: Seconds, events: Events) -> None:
+        """Sequences with all their known tokens decode, are held, or were that short."""
         self._report_prefills(done, at, events, hands_over=True)
         for sequence in done:
-            if not sequence.hands_over and sequence.next_index < sequence.output_tokens:
-                schedule.batch.join(sequence)
-        for sequence in (*ended, *(s for s in done if s.next_index >= s.output_tokens and not s.hands_over)):
-            self._finish(sequence, at, events)
-        self._stretch = None
+            if sequence.hands_over:
+                continue
+            if sequence.next_index < sequence.output_tokens:
+                self._schedule.batch.join(sequence)
+            else:
+                self._finish(sequence, at, events)
 
     def _last_tokens(self, stretch: Stretch) -> Columns:
         """What the decode batch shows of the last step of a stretch, before it is counted."""
-        batch = self._schedule.batch
+        batch, fresh = self._schedule.batch, self._schedule.fresh
+        if not stretch.work.decodes:
+            return NO_TOKENS
         if self._emit_tokens:
             return batch.tokens_of(stretch.steps - 1)
-        fresh = [sequence for sequence in self._schedule.fresh if sequence.key in batch.members]
-        for sequence in fresh:
+        if not fresh:
+            return NO_TOKENS
+        shown = [one for one in fresh if one.key in batch.members and not one.has_emitted]
+        for sequence in shown:
             sequence.has_emitted = True
         step = batch.step + stretch.steps - 1
-        return tuple(s.key for s in fresh), tuple(step + s.index_offset for s in fresh)
+        return tuple([s.key for s in shown]), tuple([step + s.index_offset for s in shown])
 
     def _sample(self, done: Items[Sequence]) -> Columns:
         """The tokens of sequences whose known tokens are all computed, as far as they are to be shown."""
@@ -241,7 +318,7 @@ class BatchEngine:
                 shown.append((sequence.key, sequence.next_index))
             sequence.next_index += 1
             sequence.has_emitted = True
-        return tuple(key for key, _ in shown), tuple(index for _, index in shown)
+        return tuple([key for key, _ in shown]), tuple([index for _, index in shown])
 
     def _report_prefills(
         self, done: Items[Sequence], at: Seconds, events: Events, *, hands_over: bool
@@ -256,21 +333,25 @@ class BatchEngine:
                     self._schedule.hold(sequence)
 
     def _finish(self, sequence: Sequence, at: Seconds, events: Events) -> None:
-        self._schedule.forget(sequence)
+        self._schedule.retire(sequence)
         cost = sequence.settle(at)
         events.append(DecodeFinished(sequence.key, cost, sequence.output_tokens, sequence.finish))
 
     def _book(self, bill: Bill) -> None:
         """Book device time and energy, and charge the chunks; decodes are charged by their meter."""
+        if not bill.work.chunks:
+            self._account.book(bill, 0.0)
+            return
         prefill_s, others = 0.0, bill.work.decodes
         for sequence, chunk in self._schedule.chunks.values():
             share_s, joule = self._tariff.chunk_share(bill, chunk)
-            sequence.charge(share_s, joule)
+            if sequence.key in self._schedule.running:
+                sequence.charge(share_s, joule)
+            else:
+                self._account.drop(share_s, joule)  # stopped in the middle of the step
             if sequence.phase is Phase.PREFILL:
                 prefill_s += share_s
             else:
                 others += 1
-        prefill_s = prefill_s if others else bill.time_s
-        self._busy_prefill_s += prefill_s
-        self._busy_decode_s += bill.time_s - prefill_s
-        self._energy_j += bill.energy_j
+        # What is all of a step is all of it to the last bit.
+        self._account.book(bill, prefill_s if others else bill.time_s)

@@ -78,6 +78,13 @@ class Fields:
             raise self._wrong(key, value, f"a whole number from {least} to {most}")
         return value
 
+    def wholes(self, key: str, default: tuple[int, ...] = _NOTHING) -> tuple[int, ...]:
+        """A list of whole numbers from 1 on."""
+        value = self._get(key, default)
+        if not isinstance(value, list | tuple) or not all(type(one) is int and one >= 1 for one in value):
+            raise self._wrong(key, value, "a list of whole numbers from 1 on")
+        return tuple(value)
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self._get(key, default)

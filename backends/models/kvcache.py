@@ -51,9 +51,12 @@ class BlockPool:
 
     def allocate(self, blocks: int) -> bool:
         """Take private blocks, all or none; evicts cached blocks that nobody refers to."""
-        if blocks > self.available:
+        taken = self._private + len(self._references)
+        if blocks > self.capacity - taken + len(self._idle):
             return False
         self._private += blocks
+        if taken + blocks <= self.capacity:
+            return True
         while self._private + len(self._references) > self.capacity:
             evicted, _ = self._idle.popitem(last=False)
             del self._references[evicted]

@@ -17,10 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import NamedTuple, Protocol
 
+from router.core.ports import LatencyModel
 from router.errors import ConfigError
-from router.model import BackendSpec, Seconds, StepParameters
+from router.model import Seconds, StepParameters
 
+UNBOUNDED = 1 << 30
+"""Steps for which a price holds when nothing ends it."""
 MAX_TERM = 3600.0
 """No term of a step is worth more than an hour a unit: a larger one is a unit mistake."""
 
@@ -41,11 +45,51 @@ def check_step(parameters: StepParameters) -> None:
         raise ConfigError("step.saturation_tokens must be above 0: it divides the batch.")
     if parameters.noise_sigma > 1.0:
         raise ConfigError("step.noise_sigma must be at most 1; measured steps have 0.001 to 0.03.")
+    if parameters.stall_probability > 1.0:
+        raise ConfigError(
+            "step.stall_probability must be at most 1; GPUs stall in about 0.003 of their steps."
+        )
+
+
+class Parts(NamedTuple):
+    """Busy time of the sub-phases of a decode step that is split; the first grows with the contexts."""
+
+    attention_s: Seconds
+    attention_growth_s: Seconds
+    """By how much each step's is longer than that of the step before."""
+    ffn_s: Seconds
+    transfer_s: Seconds
+
+
+class Price(NamedTuple):
+    """A step as what its sequences owe: the sum over them is the step."""
+
+    base_s: Seconds
+    """Shared equally by all sequences of the step."""
+    per_sequence_s: Seconds
+    """Owed by each decoding sequence."""
+    per_context_token_s: Seconds
+    per_prefill_token_s: Seconds = 0.0
+    per_attention_pair_s: Seconds = 0.0
+    padding: int = 0
+    """Places of the step that nobody uses, and that compute all the same."""
+    steps: int = UNBOUNDED
+    """Steps for which it holds while every context grows by one token a step."""
+    parts: Parts | None = None
+
+
+class StepLaw(LatencyModel, Protocol):
+    """A latency model whose steps can be shared out among the sequences in them."""
+
+    def price(
+        self, sequences: int, context_tokens: int, prefill_tokens: int, attention_pairs: float
+    ) -> Price:
+        """The price of `mixed_step_s` with the same arguments; there is a sequence or a token."""
+        ...
 
 
 class StepModel:
-    """Implements core.ports.LatencyModel for one set of parameters. Noise is the engine's, not the
-    model's."""
+    """The step model as a StepLaw, for one set of parameters. Noise is the engine's, not the model's."""
 
     __slots__ = ("_p", "_saturating")
 
@@ -60,8 +104,8 @@ class StepModel:
         """The parameters, as given."""
         return self._p
 
-    def base_s(self, tokens: int) -> Seconds:
-        """The part of a step that its sequences share equally; `tokens` is B + N."""
+    def base_s(self, tokens: float) -> Seconds:
+        """The part of a step that its sequences share equally; `tokens` is B + N, or their mean."""
         p = self._p
         if not self._saturating:
             return p.base_s
@@ -102,21 +146,20 @@ class StepModel:
             + p.per_attention_pair_s * attention_pairs
         )
 
-
-class StepModels:
-    """Implements core.ports.ModelSource: one StepModel per set of parameters."""
-
-    LIMIT = 1024
-    """Sets kept; backends that come and go with ever new parameters must not fill the memory."""
-
-    def __init__(self) -> None:
-        self._models: dict[StepParameters, StepModel] = {}
-
-    def __call__(self, spec: BackendSpec) -> StepModel:
-        """The model of a backend; raise ConfigError for parameters that give no sensible times."""
-        model = self._models.get(spec.step)
-        if model is None:
-            if len(self._models) >= self.LIMIT:
-                self._models.clear()
-            model = self._models[spec.step] = StepModel(spec.step)
-        return model
+    def price(
+        self, sequences: int, context_tokens: int, prefill_tokens: int, attention_pairs: float
+    ) -> Price:
+        """Linear in everything but the base; a prefill alone shares the sweep of the weights by tokens."""
+        p = self._p
+        if prefill_tokens <= 0:
+            return Price(self.base_s(sequences), p.per_sequence_s, p.per_context_token_s)
+        if sequences <= 0:
+            sweep_s = max(p.prefill_floor_s, p.per_prefill_token_s * prefill_tokens) / prefill_tokens
+            return Price(p.prefill_base_s, 0.0, 0.0, sweep_s, p.per_attention_pair_s)
+        return Price(
+            self.base_s(sequences + prefill_tokens),
+            p.per_sequence_s,
+            p.per_context_token_s,
+            p.per_prefill_token_s,
+            p.per_attention_pair_s,
+        )

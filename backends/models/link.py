@@ -26,6 +26,29 @@ def check_link(parameters: LinkParameters) -> None:
             f"link.bandwidth_bytes_per_s = {parameters.bandwidth_bytes_per_s!r} must be above 0: "
             "a transfer over it would never end."
         )
+    if not parameters.ingress_bytes_per_s > 0.0:
+        raise ConfigError(
+            f"link.ingress_bytes_per_s = {parameters.ingress_bytes_per_s!r} must be above 0: "
+            "no KV would ever come in."
+        )
+    if parameters.overlap_layers < 0:
+        raise ConfigError(
+            f"link.overlap_layers = {parameters.overlap_layers} must be at least 0; 0 is no overlap."
+        )
+
+
+def exposed_bytes(moved_bytes: int, prefill_s: Seconds, link: LinkParameters) -> int:
+    """Bytes that are still to be sent when the prefill is done.
+
+    Without overlap all of them. With it, layer by layer, the exposed time is
+    latency + max(bytes / bandwidth - prefill (L - 1) / L, bytes / (L bandwidth)): the last layer at least
+    comes after the prefill. Assumes that the consumer is known when the prefill begins.
+    """
+    layers = link.overlap_layers
+    if layers < 1:
+        return moved_bytes
+    ahead = min(link.bandwidth_bytes_per_s * prefill_s * (layers - 1) / layers, float(moved_bytes))
+    return round(max(moved_bytes - ahead, moved_bytes / layers))
 
 
 def transfer_s(moved_bytes: float, link: LinkParameters) -> Seconds:

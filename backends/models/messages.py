@@ -54,6 +54,8 @@ class RunPrefill:
     decode_here: bool
     fingerprint: int
     """Identity of the KV that this prefill produces, opaque to the machine; its low 64 bits travel."""
+    model: str = ""
+    """One of the backend's; empty means the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class RunDecode:
     length_capped: bool
     first_index: int
     """0, or 1 when the prefill produced the first token; at most output_tokens."""
+    model: str = ""
+    """One of the backend's; empty means the first of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Hardware profiles: the parameters of one device with one model, and where each came from. Pure.
 
-A profile is a TOML text with the tables [provenance], [backend], [step], [link], [connector] and [power]. All
+A profile is a TOML text with the tables [provenance], [backend], [step], [link], [connector] and [power], and
+[afd] where decode is split between attention and FFN devices (afd_table.py). All
 numbers are in base units (seconds, bytes, watts), as in router/model.py. A fleet may lay another text of the
 same tables over it. Reading files is the catalogue's business (backends/catalogue.py).
 """
@@ -8,10 +9,13 @@ same tables over it. Reading files is the catalogue's business (backends/catalog
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from backends.models.afd import with_serial_law
+from backends.models.afd_table import read_afd
 from backends.models.engine import check_engine
 from backends.models.fields import Fields, Table, merged
 from backends.models.latency import check_step
@@ -26,6 +30,7 @@ from router.model import (
     ModelBinding,
     Phase,
     PowerParameters,
+    SchedulerKind,
     StepParameters,
 )
 
@@ -33,10 +38,11 @@ _BACKEND_FIELDS = frozenset(
     {
         "kind", "device", "count", "models", "phases", "binding", "kv_bytes_per_token", "kv_capacity_tokens",
         "block_tokens", "kv_layout", "kv_accepts", "max_num_seqs", "max_num_batched_tokens",
-        "max_context_tokens", "usd_per_hour", "zone",
+        "max_context_tokens", "async_scheduling", "usd_per_hour", "zone", "scheduler", "prompt_buckets",
+        "batch_buckets", "load_s", "compile_s", "kv_conversion",
     }
 )  # fmt: skip
-_TABLES = ("provenance", "backend", "step", "link", "connector", "power")
+_TABLES = ("provenance", "backend", "step", "link", "connector", "power", "afd")
 
 
 class Trust(StrEnum):
@@ -90,22 +96,31 @@ def backend_fields() -> frozenset[str]:
     return _BACKEND_FIELDS
 
 
-def parse_profile(text: str, name: str, overlay: Table | None = None) -> Profile:
-    """Parse a profile, with the tables of `overlay` laid over its own; raise ConfigError naming the field."""
+Links = Mapping[str, LinkParameters]
+NO_LINKS: Links = {}
+
+
+def parse_profile(text: str, name: str, overlay: Table | None = None, links: Links = NO_LINKS) -> Profile:
+    """Parse a profile, with the tables of `overlay` laid over its own; raise ConfigError naming the field.
+
+    `links` are the presets that [link] may name.
+    """
     try:
         document: Table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"profile {name} is not TOML: {error}. Correct the file.") from error
-    where = f"profile {name}"
-    tables = Fields(merged(document, overlay or {}), where, _TABLES)
-    spec = _spec(name, tables, where)
+    where, above = f"profile {name}", overlay or {}
+    if "preset" in above.get("link", ()):
+        document = {**document, "link": {}}  # a named link takes the place of the profile's own
+    tables = Fields(merged(document, above), where, _TABLES)
+    spec = _spec(name, tables, where, links)
     check_engine(spec)
     check_step(spec.step)
     check_link(spec.link)
     return Profile(name, spec, _provenance(tables.table("provenance"), f"{where} [provenance]"))
 
 
-def _spec(name: str, tables: Fields, where: str) -> BackendSpec:
+def _spec(name: str, tables: Fields, where: str, links: Links) -> BackendSpec:
     backend = Fields(tables.table("backend"), f"{where} [backend]", _BACKEND_FIELDS)
     spec = BackendSpec(
         id=name,
@@ -114,14 +129,25 @@ def _spec(name: str, tables: Fields, where: str) -> BackendSpec:
         device=backend.text("device"),
         models=backend.texts("models"),
         phases=backend.choices("phases", Phase),
-        step=_step(tables.table("step"), f"{where} [step]"),
-        link=_link(tables.table("link"), f"{where} [link]"),
+        step=StepParameters(base_s=0.0),
+        link=_link(tables.table("link"), f"{where} [link]", links),
         connector=_connector(tables.table("connector"), f"{where} [connector]"),
         power=_power(tables.table("power"), f"{where} [power]"),
     )
     if not spec.models:
         raise ConfigError(f"{where} [backend]: 'models' is empty; the backend would serve nothing.")
-    return _sized(spec, backend)
+    return _with_laws(_sized(spec, backend), tables, where)
+
+
+def _with_laws(spec: BackendSpec, tables: Fields, where: str) -> BackendSpec:
+    """How long its steps take; a split decode also has the memory of its two sides to fit in."""
+    step_table = tables.table("step")
+    if "afd" not in tables:
+        return replace(spec, step=_step(step_table, f"{where} [step]"))
+    split = read_afd(tables.table("afd"), f"{where} [afd]")
+    split.check_room(spec)
+    step = _step({"base_s": 1.0, **step_table}, f"{where} [step]")
+    return replace(spec, afd=split.parameters, step=with_serial_law(step, split.parameters))
 
 
 def _sized(spec: BackendSpec, backend: Fields) -> BackendSpec:
@@ -137,8 +163,15 @@ def _sized(spec: BackendSpec, backend: Fields) -> BackendSpec:
         max_num_seqs=backend.whole("max_num_seqs", spec.max_num_seqs, most=1 << 16),
         max_num_batched_tokens=backend.whole("max_num_batched_tokens", spec.max_num_batched_tokens),
         max_context_tokens=backend.whole("max_context_tokens", spec.max_context_tokens),
+        async_scheduling=backend.flag("async_scheduling", spec.async_scheduling),
         usd_per_hour=backend.number("usd_per_hour"),
         zone=backend.text("zone", spec.zone),
+        scheduler=backend.choice("scheduler", SchedulerKind, spec.scheduler),
+        prompt_buckets=backend.wholes("prompt_buckets", spec.prompt_buckets),
+        batch_buckets=backend.wholes("batch_buckets", spec.batch_buckets),
+        load_s=backend.number("load_s", spec.load_s),
+        compile_s=backend.number("compile_s", spec.compile_s),
+        kv_conversion=backend.number("kv_conversion", spec.kv_conversion, least=1.0),
     )
 
 
@@ -158,8 +191,19 @@ def _step(table: Table, where: str) -> StepParameters:
     return StepParameters(**numbers)
 
 
-def _link(table: Table, where: str) -> LinkParameters:
-    return LinkParameters(**_numbers(table, where, LinkParameters, LinkParameters()))
+def _link(table: Table, where: str, links: Links) -> LinkParameters:
+    reader = Fields(table, where, ["preset", *[field.name for field in fields(LinkParameters)]])
+    preset = reader.text("preset", "")
+    if preset and preset not in links:
+        known = ", ".join(links) or "none here; write latency_s and bandwidth_bytes_per_s"
+        raise ConfigError(f"{where}: there is no link preset {preset!r}; known are {known}.")
+    default = links.get(preset, LinkParameters())
+    return LinkParameters(
+        latency_s=reader.number("latency_s", default.latency_s),
+        bandwidth_bytes_per_s=reader.number("bandwidth_bytes_per_s", default.bandwidth_bytes_per_s),
+        ingress_bytes_per_s=reader.number("ingress_bytes_per_s", default.ingress_bytes_per_s),
+        overlap_layers=reader.whole("overlap_layers", default.overlap_layers, least=0, most=1000),
+    )
 
 
 def _power(table: Table, where: str) -> PowerParameters:

@@ -7,11 +7,15 @@ generated). A step computes some of the missing ones; when it computes the last,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from backends.models.kvcache import blocks_for
 from backends.models.messages import RunDecode, RunPrefill
 from backends.models.metering import Reading
-from router.model import BackendSpec, FinishReason, Phase, PhaseCost, Seconds
+from router.model import BackendSpec, FinishReason, ModelBinding, Phase, PhaseCost, Seconds
+
+SALT = 0x9E3779B97F4A7C15
+"""An odd 64-bit constant (the golden ratio's), so that salted hashes of different models do not meet."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +50,8 @@ class Sequence:
     index_offset: int = 0
     ends_at_step: int = 0
     reading: Reading | None = None
+    model: int = 0
+    """Position of its model among the backend's."""
 
     @property
     def known(self) -> int:
@@ -76,8 +82,10 @@ class Sequence:
         return cost
 
 
-def of_prefill(command: RunPrefill, block_tokens: int, now: Seconds) -> Sequence:
+def of_prefill(command: RunPrefill, spec: BackendSpec, now: Seconds) -> Sequence:
     """A sequence that starts from nothing."""
+    model = _position(command.model, spec)
+    hashes = command.prefix_hashes[: command.prompt_tokens // spec.block_tokens]
     return Sequence(
         key=command.key,
         prompt_tokens=command.prompt_tokens,
@@ -86,11 +94,13 @@ def of_prefill(command: RunPrefill, block_tokens: int, now: Seconds) -> Sequence
         hands_over=not command.decode_here,
         phase=Phase.PREFILL,
         arrived=now,
-        hashes=command.prefix_hashes[: command.prompt_tokens // block_tokens],
+        # The same text is another KV in another model.
+        hashes=tuple([one ^ (model * SALT) for one in hashes]) if model else hashes,
+        model=model,
     )
 
 
-def of_decode(command: RunDecode, now: Seconds) -> Sequence:
+def of_decode(command: RunDecode, spec: BackendSpec, now: Seconds) -> Sequence:
     """A sequence whose KV comes from a peer.
 
     Sampling token i needs one step over the token before it: with first_index 0 the last token of the
@@ -107,17 +117,38 @@ def of_decode(command: RunDecode, now: Seconds) -> Sequence:
         arrived=now,
         next_index=command.first_index,
         computed=min(command.kv.tokens, known - 1),
+        model=_position(command.model, spec),
     )
+
+
+def _position(model: str, spec: BackendSpec) -> int:
+    """Of a model among the backend's; a command that names none means the first."""
+    return spec.models.index(model) if model else 0
 
 
 def refusal(command: RunPrefill | RunDecode, spec: BackendSpec) -> str:
     """Why a command can never run on a backend; empty when it can."""
     needed = Phase.PREFILL if isinstance(command, RunPrefill) else Phase.DECODE
     decodes = isinstance(command, RunDecode) or command.decode_here
+    if command.model and command.model not in spec.models:
+        return _wrong_model(command.model, spec)
     if needed not in spec.phases or (decodes and Phase.DECODE not in spec.phases):
         missing = needed if needed not in spec.phases else Phase.DECODE
         return f"{spec.id} does not offer {missing}; it offers {', '.join(sorted(spec.phases)) or 'nothing'}"
     return _bad_counts(command) or _too_large(command, spec, decodes)
+
+
+def _wrong_model(model: str, spec: BackendSpec) -> str:
+    served = ", ".join(spec.models)
+    match spec.binding:
+        case ModelBinding.FIXED:
+            return f"{spec.id} has {served} in its silicon and can never run {model}; send it elsewhere"
+        case ModelBinding.COMPILED:
+            return f"{spec.id} has programs for {served} and none for {model}; send it elsewhere"
+        case ModelBinding.LOADABLE:
+            return f"{spec.id} serves {served}, not {model}; send it elsewhere"
+        case _:
+            assert_never(spec.binding)
 
 
 def _bad_counts(command: RunPrefill | RunDecode) -> str:

@@ -1,7 +1,7 @@
 """WorkerMachine: everything a worker does, without I/O. The mock worker is this machine behind gRPC.
 
-It is a batch engine, an egress link that its transfers share, and the KV it holds for peers. A driver hands
-it commands, wakes it at its deadline, and carries its events out (docs/guides/write-a-backend.md).
+It is a batch engine, the links that its transfers share, and the KV it holds for peers. A driver hands it
+commands, wakes it at its deadline, and carries its events out (docs/guides/write-a-backend.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import assert_never
 
 from backends.models.custody import FINGERPRINT_MASK, Custody, Held, connector_of
 from backends.models.engine import BatchEngine, EngineEvent
-from backends.models.link import CancelTransfer, KVLink, StartTransfer, TransferDone
+from backends.models.intake import Intake
+from backends.models.link import CancelTransfer, KVLink, StartTransfer, TransferDone, exposed_bytes
 from backends.models.messages import (
     AbortServe,
     Failed,
@@ -60,6 +61,7 @@ class WorkerMachine:
         self._source = source
         self._engine = BatchEngine(spec, rng, now, emit_tokens=emit_tokens)
         self._link = KVLink(spec.link)
+        self._intake = Intake(spec)
         self._custody = Custody(spec.id, incarnation)
         self._handing_over: dict[int, RunPrefill] = {}
         """Prefills whose KV a peer will pull."""
@@ -97,6 +99,8 @@ class WorkerMachine:
             self._translate(self._engine.advance(due), due, events)
             for done in self._link.advance(due):
                 self._served(done, due, events)
+            for arrived in self._intake.advance(due):
+                self._admit(arrived, due, events)
             for held in self._custody.expired(due):
                 self._free(held.key, due, events)
         return events
@@ -104,7 +108,7 @@ class WorkerMachine:
     def deadline(self) -> Seconds | None:
         """The next end of a step, transfer or lease."""
         due = self._engine.deadline()
-        for other in (self._link.deadline(), self._custody.next_expiry()):
+        for other in (self._link.deadline(), self._intake.deadline(), self._custody.next_expiry()):
             if other is not None and (due is None or other < due):
                 due = other
         return due
@@ -139,7 +143,7 @@ class WorkerMachine:
 
     def _stop(self, key: int, now: Seconds, events: Events) -> None:
         self._handing_over.pop(key, None)
-        self._pulling.pop(key, None)
+        self._forget_pull(key, now)
         if (held := self._custody.of_key(key)) is not None:
             self._drop(held, "its prefill was stopped", now, events)
         else:
@@ -156,6 +160,7 @@ class WorkerMachine:
                     events.append(self._mint(event, self._handing_over.pop(key), now))
                 case PullKV(key=key, kv=kv):
                     self._pulling[key] = kv
+                    self._intake.expect(key, kv, now)
                     events.append(event)
                 case Failed(key=key):
                     self._handing_over.pop(key, None)
@@ -177,25 +182,38 @@ class WorkerMachine:
             source=self._source,
             connector=connector_of(command.key),
         )
-        self._custody.hold(Held(command.key, handle, fingerprint))
+        self._custody.hold(Held(command.key, handle, fingerprint, event.cost.device_s))
         return PrefillFinished(event.key, event.cost, event.cached_tokens, handle)
 
     # --- KV that comes in --------------------------------------------------------------------------
 
     def _take(self, arrived: KVArrived, now: Seconds, events: Events) -> None:
-        kv = self._pulling.pop(arrived.key, None)
+        kv = self._pulling.get(arrived.key)
         if kv is None:
             return  # stopped while the KV was on its way
         if arrived.fingerprint & FINGERPRINT_MASK != kv.prefix_hash:
             reason = f"the KV that came for request {kv.request_id} is not the one its handle names"
+            self._forget_pull(arrived.key, now)
             self._fail(arrived.key, FailReason.KV_STALE, reason, now, events)
             return
+        self._intake.arrive(arrived, now)
+        for usable in self._intake.advance(now):
+            self._admit(usable, now, events)
+
+    def _admit(self, arrived: KVArrived, now: Seconds, events: Events) -> None:
+        """KV that can be used: its decode may run."""
+        del self._pulling[arrived.key]
         events.append(KVTaken(arrived.key, arrived.moved_bytes, arrived.transfer_s))
         self._translate(self._engine.handle(arrived, now), now, events)
 
     def _pull_failed(self, key: int, reason: FailReason, text: str, now: Seconds, events: Events) -> None:
-        if self._pulling.pop(key, None) is not None:
+        if self._forget_pull(key, now):
             self._fail(key, reason, text, now, events)
+
+    def _forget_pull(self, key: int, now: Seconds) -> bool:
+        """Wait for KV no longer; False if nobody did."""
+        self._intake.drop(key, now)
+        return self._pulling.pop(key, None) is not None
 
     def _fail(self, key: int, reason: FailReason, text: str, now: Seconds, events: Events) -> None:
         events.append(Failed(key, reason, text))
@@ -211,14 +229,16 @@ class WorkerMachine:
             events.append(KVRefused(command.pull, FailReason.KV_STALE, held))
             return
         moved_bytes = round(held.handle.tokens * self.spec.kv_bytes_per_token)
-        for done in self._link.handle(StartTransfer(command.pull, moved_bytes), now):
+        left_bytes = exposed_bytes(moved_bytes, held.prefill_s, self.spec.link)
+        for done in self._link.handle(StartTransfer(command.pull, left_bytes), now):
             self._served(done, now, events)
 
     def _served(self, done: TransferDone, now: Seconds, events: Events) -> None:
         held = self._custody.of_pull(done.transfer)
         assert held is not None, "a transfer that was not cancelled has its KV"
         self._custody.drop(held)
-        events.append(KVServed(done.transfer, done.moved_bytes, done.took_s, held.fingerprint))
+        moved_bytes = round(held.handle.tokens * self.spec.kv_bytes_per_token)
+        events.append(KVServed(done.transfer, moved_bytes, done.took_s, held.fingerprint))
         self._free(held.key, now, events)
 
     def _abort(self, pull: int, now: Seconds, events: Events) -> None:

@@ -109,6 +109,7 @@ def run_prefill(key: int, command: worker_pb2.StartPrefill, answer: Answer) -> R
         length_capped=answer.length_capped,
         decode_here=command.decode_here,
         fingerprint=kv_fingerprint(answer.prompt_fp),
+        model=request.model,
     )
 
 
@@ -127,6 +128,7 @@ def run_decode(key: int, command: worker_pb2.StartDecode, answer: Answer, now: S
         output_tokens=answer.output_tokens,
         length_capped=answer.length_capped,
         first_index=command.first_index,
+        model=command.request.model,
     )
 
 

@@ -139,6 +139,30 @@ DECISIONS = Row(
             "1 is a perfect prediction; above, requests take longer than the policy thinks.",
         ),
         Panel(
+            "Drift of backends",
+            [
+                Query(
+                    f"max by (backend, phase) (polyphase_backend_model_drift_ratio{{{BACKEND}}})",
+                    "{{backend}} {{phase}}",
+                )
+            ],
+            "none",
+            "Learned over declared time of a reference prefill and decode step; 2 is twice as slow.",
+            width=12,
+        ),
+        Panel(
+            "Observed over tracked, by backend",
+            [
+                Query(
+                    f"max by (backend, work) (polyphase_backend_model_fit_ratio{{{BACKEND}}})",
+                    "{{backend}} {{work}}",
+                )
+            ],
+            "none",
+            "1: the tracked model explains what the backend reports; off for long, another law holds.",
+            width=12,
+        ),
+        Panel(
             "Policy faults",
             [Query(rate("policy_faults_total", "", "policy, fault"), "{{policy}} {{fault}}")],
             "ops",

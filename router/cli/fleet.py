@@ -21,7 +21,7 @@ CALL_TIMEOUT_S = 5.0
 DRAIN_MARGIN_S = 10.0
 DEFAULT_ADMIN = "127.0.0.1:7601"
 COLUMNS = (
-    *("BACKEND", "KIND", "STATE", "PHASES", "PREFILLS", "DECODES", "KV TOKENS"),
+    *("BACKEND", "KIND", "STATE", "PHASES", "PREFILLS", "DECODES", "KV TOKENS", "DRIFT"),
     *("ADDRESS", "MODELS"),
 )
 WORDS = ("KIND", "STATE", "PHASES", "ADDRESS", "MODELS")
@@ -57,7 +57,10 @@ def command() -> None:
 @admin_option
 @json_option
 def ls(admin: str, as_json: bool) -> None:
-    """List the backends, their state and their load."""
+    """List the backends, their state and their load.
+
+    DRIFT is learned over declared time of a reference prefill and decode step: 2.00 is twice as slow.
+    """
     with stub(admin) as fleet:
         listed = fleet.ListBackends(fleet_pb2.ListBackendsRequest(), timeout=CALL_TIMEOUT_S)
     rows = [described(backend) for backend in listed.backends]
@@ -74,6 +77,7 @@ def ls(admin: str, as_json: bool) -> None:
             str(row["prefills_in_flight"]),
             str(row["decodes_in_flight"]),
             str(row["kv_tokens_booked"]),
+            drift_text(row["model_drift"]),
             row["address"],
             ",".join(row["models"]),
         )
@@ -183,9 +187,32 @@ def described(backend: fleet_pb2.Backend) -> dict[str, Any]:
         "kv_used_tokens": load.kv_used_tokens,
         "busy_prefill_s": load.busy_prefill_s,
         "busy_decode_s": load.busy_decode_s,
+        "loading": load.loading,
+        "busy_loading_s": load.busy_loading_s,
+        "sub_phases": sub_phases_of(backend),
         "energy_j": load.energy_j,
         "preemptions": load.preemptions,
+        "model_drift": drift_of(backend),
     }
+
+
+def sub_phases_of(backend: fleet_pb2.Backend) -> dict[str, float]:
+    """Busy seconds of the parts of a decode that is split; empty where it is not."""
+    if not backend.spec.HasField("afd"):
+        return {}
+    load = backend.load
+    return {"attention": load.busy_attention_s, "ffn": load.busy_ffn_s, "transfer": load.busy_transfer_s}
+
+
+def drift_of(backend: fleet_pb2.Backend) -> dict[str, float]:
+    """Learned over declared time, by phase; a phase that is not offered, or not known, is missing."""
+    drift = backend.model_drift
+    return {phase: getattr(drift, phase) for phase in ("prefill", "decode") if drift.HasField(phase)}
+
+
+def drift_text(drift: dict[str, float]) -> str:
+    """For the table: one number, or two with the prefill's first where they differ."""
+    return "/".join(dict.fromkeys(f"{ratio:.2f}" for ratio in drift.values())) or "-"
 
 
 def state_name(state: int) -> str:

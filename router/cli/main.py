@@ -15,7 +15,15 @@ COMMANDS: Final = {
     "serve": "Run the router daemon.",
     "mock": "Run a fleet of mock workers.",
     "load": "Send requests to a router, check every token, report latencies.",
+    "simulate": "Simulate policies on a fleet and a workload, in virtual time.",
+    "bound": "Bound what any policy could serve on a fleet, and say how near ours comes.",
+    "advise": "Find the fleet to buy for a workload, and verify it by simulation.",
+    "replay": "Feed a recording to a fresh core and compare every action.",
+    "whatif": "Ask what another policy or fleet would have made of recorded traffic.",
     "fleet": "List, cordon and drain the backends of a running router.",
+    "hardware": "List accelerators and show where each figure comes from.",
+    "profile": "List and show hardware profiles, and work out new ones.",
+    "calibrate": "Fit the hardware models to measurements, and say how far they are off.",
 }
 
 

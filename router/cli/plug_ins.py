@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from backends.models.latency import StepModels
+from backends.models.tracking import TrackedModels
 from policies.registry import build, parse_policy_toml
 from router.live.assembly import PlugIns
 
 
 def plug_ins() -> PlugIns:
-    """The built-in policies, and step models from the workers' own specs."""
-    return PlugIns(models=StepModels(), build=build, parse=parse_policy_toml)
+    """The built-in policies, and step models from the workers' own specs that follow what is observed."""
+    return PlugIns(models=TrackedModels(), build=build, parse=parse_policy_toml)

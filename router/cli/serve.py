@@ -54,7 +54,13 @@ def command(config_file: Path | None, check: bool, log_level: str, supervised: b
         click.echo(f"{config_file or 'The environment'} is good.")
         return
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_header)
     asyncio.run(_serve(config, supervised))
+
+
+def _quotes_no_header(record: logging.LogRecord) -> bool:
+    """Headers may be credentials; gRPC quotes those that are not UTF-8 as errors, each with a traceback."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 async def _serve(config: DaemonConfig, supervised: bool) -> None:

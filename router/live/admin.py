@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, Protocol
 
 import grpc
@@ -38,16 +39,20 @@ class Registrable(Protocol):
 class Health:
     """Says whether the router serves. All services change together."""
 
-    def __init__(self, services: Iterable[str]) -> None:
-        """`services` are the names that may be asked for, besides the overall one. Serving from the start."""
+    def __init__(self, services: Iterable[str], limits: CallLimits | None = None) -> None:
+        """`services` are the names that may be asked for, besides the overall one. Serving from the start.
+
+        Of the limits only the times count; health has its own bound on open calls.
+        """
         self._services = (OVERALL, *services)
+        self._limits = replace(limits or CallLimits(), calls=_WATCHERS)
         self._serving = True
         self._changed = asyncio.Event()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the methods to a server."""
         methods = {"Check": self._check, "Watch": self._watch, "List": self._list}
-        AdminService(HEALTH, methods, CallLimits(calls=_WATCHERS)).register(server)
+        AdminService(HEALTH, methods, self._limits).register(server)
 
     @property
     def serving(self) -> bool:

@@ -17,7 +17,7 @@ from router.config import DaemonConfig, PolicyChoice
 from router.core.admission import Limits as CoreLimits
 from router.core.core import RouterCore
 from router.core.messages import Fact, PolicyOverran
-from router.core.ports import ModelSource, Policy, Tap
+from router.core.ports import LearningModels, ModelSource, Policy, Tap
 from router.errors import ConfigError
 from router.live.admin import Health
 from router.live.admin_rpc import CallLimits
@@ -42,7 +42,9 @@ class PlugIns:
     """What the composition root decides on."""
 
     models: ModelSource
-    """Gives the step model of a backend. Raises PolyphaseError for a spec that nothing can be built from."""
+    """Gives the step model of a backend. Raises PolyphaseError for a spec that nothing can be built from.
+
+    One that learns (core.ports.LearningModels) belongs to one router: it is taught by its core."""
     build: Callable[[str, Mapping[str, object], ModelSource, random.Random], Policy]
     """A policy by name and parameters. Raises ConfigError."""
     parse: Callable[[str], tuple[str, Mapping[str, object]]]
@@ -121,7 +123,8 @@ class LaneMetrics:
 def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
     """Build and join. Needs the running loop. Raises ConfigError for what a policy cannot accept."""
     exposition = CollectorRegistry()
-    metrics = Metrics(exposition, version=metadata.version("polyphase"))
+    learning = plug_ins.models if isinstance(plug_ins.models, LearningModels) else None
+    metrics = Metrics(exposition, version=metadata.version("polyphase"), learning=learning)
 
     def tell(fact: Fact) -> None:
         driver.tell(fact)  # what speaks to the driver is built before it
@@ -146,9 +149,9 @@ def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
             driver, service_limits(config), on_refused=lambda error: metrics.refused(error.reason)
         ),
         fleet_service=FleetService(
-            registry, core.fleet.get, changes, fleet_times(config), call_limits(config)
+            registry, core.fleet.get, changes, fleet_times(config), call_limits(config), learning
         ),
-        health=Health([SERVICE_NAME]),
+        health=Health([SERVICE_NAME], call_limits(config)),
         metrics=metrics,
         exposition=exposition,
         watch=watch_of(config, source, tell, metrics),

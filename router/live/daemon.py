@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import grpc
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from router.address import HostPort, parse_host_port
 from router.config import DaemonConfig
@@ -28,6 +28,7 @@ from router.errors import ConfigError, Reason
 from router.grpc_options import server_options
 from router.live.admin import HEALTH, admin_server
 from router.live.assembly import Parts, PlugIns, assemble
+from router.live.exposition import exposed
 from router.live.fleet_service import SERVICE_NAME as FLEET
 from router.model import Seconds
 
@@ -191,18 +192,14 @@ def _bind(server: grpc.aio.Server, address: str, name: str) -> HostPort:
 
 @asynccontextmanager
 async def _metrics_server(address: str, exposition: CollectorRegistry) -> AsyncIterator[HostPort]:
-    """Prometheus scrapes over HTTP, in threads of their own."""
+    """Where Prometheus scrapes."""
     wanted = parse_host_port(address)
-    try:
-        server, thread = start_http_server(wanted.port, wanted.host, exposition)
-    except OSError as error:
-        raise _cannot_listen("metrics", wanted) from error
-    try:
-        yield HostPort(wanted.host, server.server_port)
-    finally:
-        await asyncio.to_thread(server.shutdown)
-        server.server_close()
-        thread.join(_FLUSH_S)
+    async with AsyncExitStack() as stack:
+        try:
+            at = await stack.enter_async_context(exposed(exposition, wanted))
+        except OSError as error:
+            raise _cannot_listen("metrics", wanted) from error
+        yield at
 
 
 def _cannot_listen(name: str, address: HostPort) -> ListenError:

@@ -16,10 +16,11 @@ from polyphase.v1 import common_pb2, fleet_pb2
 
 from router import wire
 from router.core.messages import BackendCordoned, BackendJoined, BackendLost, BackendRemoved
+from router.core.ports import LearningModels
 from router.errors import CallerError, Reason, Violation
 from router.live.admin_rpc import AdminCall, AdminService, CallLimits
 from router.live.registry import Member, Registration, Registry
-from router.model import BackendState, BackendView, Seconds
+from router.model import BackendSpec, BackendState, BackendView, Phase, Seconds
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,15 @@ class FleetService:
         changes: FleetChanges,
         times: FleetTimes | None = None,
         limits: CallLimits | None = None,
+        learning: LearningModels | None = None,
     ) -> None:
-        """`view` looks a backend up in the core's fleet."""
+        """`view` looks a backend up in the core's fleet; `learning` says how far its models have drifted."""
         self._registry = registry
         self._view = view
         self._changes = changes
         self._times = times if times is not None else FleetTimes()
         self._limits = limits if limits is not None else CallLimits()
+        self._learning = learning
         self._now = asyncio.get_running_loop().time
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -191,7 +194,12 @@ class FleetService:
         row.prefills_in_flight = view.in_flight.prefills
         row.decodes_in_flight = view.in_flight.decodes
         row.kv_tokens_booked = view.in_flight.kv_tokens
+        row.model_drift.CopyFrom(self._model_drift(view.spec))
         return row
+
+    def _model_drift(self, spec: BackendSpec) -> fleet_pb2.ModelDrift:
+        drift = {} if self._learning is None else self._learning.drift(spec)
+        return fleet_pb2.ModelDrift(prefill=drift.get(Phase.PREFILL), decode=drift.get(Phase.DECODE))
 
 
 def _registration_over(registration: Registration, limit_s: Seconds) -> CallerError:

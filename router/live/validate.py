@@ -172,8 +172,8 @@ def _prompt(payload: inference_pb2.GenerateRequest, limits: Limits) -> Iterator[
     elif count > limits.prompt_tokens:
         about = "about " if kind == "text" else ""
         yield Violation(kind, f"has {about}{count} tokens; at most {limits.prompt_tokens}")
-    elif kind == "tokens" and (worst := _large_id(payload.tokens, limits.token_id)) is not None:
-        yield Violation("tokens.ids", f"has the id {worst}; ids are at most {limits.token_id}")
+    elif kind == "tokens" and (at := _large_id(payload.tokens, limits.token_id)) is not None:
+        yield Violation("tokens.ids", f"has too large an id at position {at}; at most {limits.token_id}")
     if len(payload.prefix_hashes) > limits.prefix_hashes:
         yield Violation(
             "prefix_hashes", f"has {len(payload.prefix_hashes)} entries; at most {limits.prefix_hashes}"
@@ -181,15 +181,14 @@ def _prompt(payload: inference_pb2.GenerateRequest, limits: Limits) -> Iterator[
 
 
 def _large_id(tokens: common_pb2.TokenIds, limit: int) -> int | None:
-    """An id above the limit, if there is one.
+    """The position of an id above the limit, if there is one: the id itself is part of the prompt.
 
     Reading every id costs as much as the rest of admission: only a prompt with an id of 28 bits or more, seen
     by the four bytes that say "continues" in its encoding, is read.
     """
     if limit >= 1 << 28 and _FIVE_BYTE_VARINT not in tokens.SerializeToString().translate(_CONTINUES):
         return None
-    worst = max(tokens.ids)
-    return worst if worst > limit else None
+    return next((at for at, token in enumerate(tokens.ids) if token > limit), None)
 
 
 def _output(payload: inference_pb2.GenerateRequest, limits: Limits) -> Iterator[Violation]:

@@ -72,6 +72,16 @@ E2E: Final = _histogram(
 BUSY: Final = _counter(
     "backend_busy_seconds_total", "Device time spent on a phase, as reported", "backend", "kind", "phase"
 )
+SUB_PHASE_BUSY: Final = _counter(
+    "backend_sub_phase_busy_seconds_total",
+    "Busy time of the parts of a decode that is split between attention and FFN devices, as reported",
+    *("backend", "kind", "sub_phase"),
+)
+LOADING: Final = _counter(
+    "backend_loading_seconds_total",
+    "Time spent on loading or compiling another model, as reported",
+    *("backend", "kind"),
+)
 BACKEND_ENERGY: Final = _counter(
     "backend_energy_joules_total", "Energy drawn, idle included, as reported", "backend", "kind"
 )
@@ -93,6 +103,16 @@ IN_FLIGHT: Final = _gauge(
     "backend_in_flight", "Requests the router has running on a backend", "backend", "kind", "phase"
 )
 STATE: Final = _gauge("backend_state", "1 for the state a backend is in, else 0", "backend", "kind", "state")
+MODEL_DRIFT: Final = _gauge(
+    "backend_model_drift_ratio",
+    "Learned over declared time of a reference prefill and a reference decode step",
+    *("backend", "kind", "phase"),
+)
+MODEL_FIT: Final = _gauge(
+    "backend_model_fit_ratio",
+    "Observed over predicted time of the same work, median of the last observations",
+    *("backend", "kind", "work"),
+)
 PHASE_BACKENDS: Final = _gauge(
     "phase_backends", "Backends that offer a phase, by state; zeros are exported", "phase", "state"
 )
@@ -171,7 +191,7 @@ BUILD_INFO: Final = _gauge("build_info", "Always 1; the labels say what runs", "
 
 INSTRUMENTS: Final = (
     *(PHASE_DURATION, TTFT, TPOT, E2E),
-    *(BUSY, BACKEND_ENERGY, PREEMPTIONS, BACKEND_TOKENS, STRAY_TOKENS),
+    *(BUSY, SUB_PHASE_BUSY, LOADING, BACKEND_ENERGY, PREEMPTIONS, BACKEND_TOKENS, STRAY_TOKENS),
     *(ARRIVALS, REQUESTS, RETRIES, SHEDS, CANCELS, TOKENS, REQUEST_TOKENS, COST, ENERGY, SLO, GOODPUT),
     *(DECISIONS, DECISION_SECONDS, POLICY_FAULTS, PREDICTION, SPLITS),
     *(HANDOFF_BYTES, HANDOFF_TRANSFER, HANDOFF_FAILURES),
@@ -179,7 +199,10 @@ INSTRUMENTS: Final = (
 )
 """Kept as running sums."""
 
-STANDING: Final = (KV_TOKENS, SLOTS, WAITING, IN_FLIGHT, STATE, PHASE_BACKENDS, IN_PROGRESS, QUEUE_DEPTH)
+STANDING: Final = (
+    *(KV_TOKENS, SLOTS, WAITING, IN_FLIGHT, STATE, PHASE_BACKENDS, IN_PROGRESS, QUEUE_DEPTH),
+    *(MODEL_DRIFT, MODEL_FIT),
+)
 """Read off the state of the fleet when somebody scrapes."""
 
 CATALOGUE: Final = (*INSTRUMENTS, *STANDING)

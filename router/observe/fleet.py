@@ -5,8 +5,9 @@ No metrics and no clock here. Read at scrape time, possibly from another thread:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from router.core.messages import (
     BackendCordoned,
@@ -17,6 +18,13 @@ from router.core.messages import (
 )
 from router.model import BackendSnapshot, BackendSpec, BackendState, Phase, Seconds
 
+SUB_PHASES: Final[Mapping[str, str]] = {
+    "attention": "busy_attention_s",
+    "ffn": "busy_ffn_s",
+    "transfer": "busy_transfer_s",
+}
+"""Parts of a decode that is split (AFD), and their counters in a snapshot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Growth:
@@ -26,6 +34,9 @@ class Growth:
     busy_decode_s: Seconds = 0.0
     energy_j: float = 0.0
     preemptions: int = 0
+    busy_loading_s: Seconds = 0.0
+    sub_phases: Mapping[str, Seconds] = field(default_factory=dict[str, float])
+    """By sub-phase, of backends whose decode is split."""
 
 
 @dataclass(slots=True)
@@ -106,6 +117,12 @@ def _growth(old: BackendSnapshot, new: BackendSnapshot) -> Growth:
         _rise(old.busy_decode_s, new.busy_decode_s),
         _rise(old.energy_j, new.energy_j),
         int(_rise(old.preemptions, new.preemptions)),
+        _rise(old.busy_loading_s, new.busy_loading_s),
+        {
+            name: grown
+            for name, key in SUB_PHASES.items()
+            if (grown := _rise(getattr(old, key), getattr(new, key)))
+        },
     )
 
 

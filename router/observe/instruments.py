@@ -25,6 +25,8 @@ class Instruments:
         self.e2e = self._histograms(catalogue.E2E)
 
         self.busy = self._counters(catalogue.BUSY)
+        self.sub_phase_busy = self._counters(catalogue.SUB_PHASE_BUSY)
+        self.loading = self._counters(catalogue.LOADING)
         self.backend_energy = self._counters(catalogue.BACKEND_ENERGY)
         self.preemptions = self._counters(catalogue.PREEMPTIONS)
         self.backend_tokens = self._counters(catalogue.BACKEND_TOKENS)

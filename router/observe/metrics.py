@@ -23,10 +23,11 @@ from router.core.messages import (
     NoteRetry,
     RequestArrived,
 )
+from router.core.ports import LearningModels
 from router.errors import Reason
 from router.model import Phase, Seconds
 from router.observe.accounts import Accounts
-from router.observe.fleet import Fleet
+from router.observe.fleet import SUB_PHASES, Fleet
 from router.observe.instruments import Instruments
 from router.observe.names import Names
 from router.observe.progress import Progress, Stage
@@ -46,12 +47,18 @@ class Metrics:
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, version: str = "unknown", histogram_backends: int = 128
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str = "unknown",
+        histogram_backends: int = 128,
+        learning: LearningModels | None = None,
     ) -> None:
+        """`learning` is asked at each scrape how its models stand; without it they have no series."""
         self._to = Instruments(registry)
         self._fleet = Fleet()
         self._progress = Progress()
-        registry.register(Standing(self._fleet, self._progress))
+        registry.register(Standing(self._fleet, self._progress, learning))
         self._names = Names(self._fleet, histogram_backends)
         self._accounts = Accounts(self._to, self._names, self._progress)
         self._to.build_info.labels(version).set(1)
@@ -149,6 +156,9 @@ class Metrics:
         for phase in fact.spec.phases:
             self._to.busy.add(0, backend, kind, phase)
         self._to.preemptions.add(0, backend, kind)
+        self._to.loading.add(0, backend, kind)
+        for sub_phase in SUB_PHASES if fact.spec.afd is not None else ():
+            self._to.sub_phase_busy.add(0, backend, kind, sub_phase)
         for fault in STRAY_FAULTS:
             self._to.stray_tokens.add(0, backend, kind, fault)
 
@@ -165,6 +175,10 @@ class Metrics:
             self._to.backend_energy.add(growth.energy_j, backend, kind)
         if growth.preemptions:
             self._to.preemptions.add(growth.preemptions, backend, kind)
+        if growth.busy_loading_s:
+            self._to.loading.add(growth.busy_loading_s, backend, kind)
+        for sub_phase, grown_s in growth.sub_phases.items():
+            self._to.sub_phase_busy.add(grown_s, backend, kind, sub_phase)
 
     def _removed(self, backend: str) -> None:
         self._fleet.backends.pop(backend, None)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from router.core.ports import LearningModels
 from router.model import BackendState, Phase, Priority
 from router.observe import catalogue
 from router.observe.fleet import BackendRecord, Fleet
@@ -21,9 +22,10 @@ from router.observe.progress import Progress, Stage
 class Standing(Collector):
     """The collector of catalogue.STANDING."""
 
-    def __init__(self, fleet: Fleet, progress: Progress) -> None:
+    def __init__(self, fleet: Fleet, progress: Progress, learning: LearningModels | None = None) -> None:
         self._fleet = fleet
         self._progress = progress
+        self._learning = learning
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """The families without samples: the registry checks names before there is a fleet."""
@@ -40,6 +42,8 @@ class Standing(Collector):
         yield _phase_backends(backends)
         yield self._in_progress()
         yield self._queue_depth()
+        yield self._model_drift(backends)
+        yield self._model_fit(backends)
 
     def _in_flight(self, backends: list[tuple[str, BackendRecord]]) -> GaugeMetricFamily:
         gauge = _family(catalogue.IN_FLIGHT)
@@ -47,6 +51,22 @@ class Standing(Collector):
             for phase in Phase:
                 count = self._progress.in_flight.get((backend, phase), 0)
                 gauge.add_metric([backend, record.spec.kind, phase], count)
+        return gauge
+
+    def _model_drift(self, backends: list[tuple[str, BackendRecord]]) -> GaugeMetricFamily:
+        gauge, learning = _family(catalogue.MODEL_DRIFT), self._learning
+        if learning is not None:
+            for backend, record in backends:
+                for phase, ratio in learning.drift(record.spec).items():
+                    gauge.add_metric([backend, record.spec.kind, phase], ratio)
+        return gauge
+
+    def _model_fit(self, backends: list[tuple[str, BackendRecord]]) -> GaugeMetricFamily:
+        gauge, learning = _family(catalogue.MODEL_FIT), self._learning
+        if learning is not None:
+            for backend, record in backends:
+                for work, ratio in learning.fit(backend).items():
+                    gauge.add_metric([backend, record.spec.kind, work], ratio)
         return gauge
 
     def _in_progress(self) -> GaugeMetricFamily:

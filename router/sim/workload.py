@@ -26,7 +26,13 @@ MAX_TOKENS: Final = 10_000_000
 MAX_LINE_CHARS: Final = 1 << 20
 MAX_ROWS: Final = 5_000_000
 """A gzip bomb or a wrong file ends here instead of filling the memory."""
-BUNDLED: Final[Mapping[str, str]] = {"azure": "azure_2023_conv.csv"}
+BUNDLED: Final[Mapping[str, str]] = {
+    "azure": "azure_2023_conv.csv",
+    "azure-code": "azure_2023_code.csv.gz",
+    "mooncake": "mooncake_conversation.jsonl.gz",
+    "sharegpt": "sharegpt_lengths.csv.gz",
+    "vision": "servegen_vlm_image.csv.gz",
+}
 """Traces that ship with the package, by the name the command line takes."""
 
 
@@ -60,12 +66,12 @@ class _Line:
             "The trace was not loaded; correct or remove the line."
         )
 
-    def tokens(self, column: str, value: object) -> int:
-        """A count of tokens, from 1 to MAX_TOKENS."""
-        expected = f"a whole number from 1 to {MAX_TOKENS}"
+    def tokens(self, column: str, value: object, least: int = 1) -> int:
+        """A count of tokens, from `least` to MAX_TOKENS."""
+        expected = f"a whole number from {least} to {MAX_TOKENS}"
         if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
             value = int(value) if len(value) <= 20 else MAX_TOKENS + 1
-        if type(value) is not int or not 1 <= value <= MAX_TOKENS:
+        if type(value) is not int or not least <= value <= MAX_TOKENS:
             raise self.wrong(column, expected, value)
         return value
 
@@ -88,6 +94,9 @@ class _Line:
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
+MODALITIES: Final = ("image_tokens", "audio_tokens", "video_tokens")
+
+
 # A reader of the time column: (line, column, text) -> seconds on the file's own clock.
 _Clock = Callable[[_Line, str, str], float]
 
@@ -104,6 +113,32 @@ def parse_lengths(lines: Iterable[str], source: str = "trace", workload_class: s
     return _parse_csv(lines, columns, _Line.seconds, source, workload_class)
 
 
+def parse_pairs(lines: Iterable[str], source: str = "trace", workload_class: str = "") -> list[Arrival]:
+    """CSV with input_tokens, output_tokens and no times: all arrive at once, for a process to spread."""
+    columns = ("input_tokens", "output_tokens")
+    arrivals = [
+        Arrival(0.0, line.tokens(columns[0], prompt), line.tokens(columns[1], output), (), workload_class)
+        for line, (prompt, output) in _rows(lines, columns, source)
+    ]
+    return _from_zero(arrivals, source)
+
+
+def parse_modalities(lines: Iterable[str], source: str = "trace", workload_class: str = "") -> list[Arrival]:
+    """ServeGen traces: CSV with timestamp_s, text_tokens, output_tokens, and lists (1;2;3) of the tokens of
+    images, audio and videos. Tokens of all of them count as prompt tokens: the encoders are not modelled."""
+    columns = ("timestamp_s", "text_tokens", "output_tokens", *MODALITIES)
+    arrivals = [
+        Arrival(
+            line.seconds(columns[0], time),
+            max(1, line.tokens("text_tokens", text or "0", least=0) + sum(_parts(line, more))),
+            line.tokens(columns[2], output),
+            workload_class=workload_class,
+        )
+        for line, (time, text, output, *more) in _rows(lines, columns, source)
+    ]
+    return _from_zero(arrivals, source)
+
+
 def parse_mooncake(lines: Iterable[str], source: str = "trace", workload_class: str = "") -> list[Arrival]:
     """Mooncake traces: one JSON object a line with timestamp (ms), input_length, output_length, hash_ids."""
     arrivals = [
@@ -114,7 +149,7 @@ def parse_mooncake(lines: Iterable[str], source: str = "trace", workload_class: 
 
 
 def parse_trace(lines: Iterable[str], source: str = "trace", workload_class: str = "") -> list[Arrival]:
-    """Any of the three formats, told apart by the first line."""
+    """Any of these formats, told apart by the first line."""
     iterator = iter(lines)
     first = next(iterator, "")
     parse = _format_of(first, source)
@@ -159,9 +194,13 @@ def _format_of(first: str, source: str) -> Callable[[Iterable[str], str, str], l
         return parse_azure
     if {"timestamp_s", "input_tokens", "output_tokens"} <= header:
         return parse_lengths
+    if {"timestamp_s", "text_tokens", "output_tokens", *MODALITIES} <= header:
+        return parse_modalities
+    if {"input_tokens", "output_tokens"} <= header:
+        return parse_pairs
     raise _Line(source, 1).wrong(
         "1",
-        "a header with TIMESTAMP,ContextTokens,GeneratedTokens or timestamp_s,input_tokens,output_tokens, "
+        "a header with TIMESTAMP,ContextTokens,GeneratedTokens or [timestamp_s,]input_tokens,output_tokens, "
         "or a JSON object with timestamp, input_length and output_length",
         first.strip(),
     )
@@ -171,22 +210,34 @@ def _parse_csv(
     lines: Iterable[str], columns: Sequence[str], clock: _Clock, source: str, workload_class: str
 ) -> list[Arrival]:
     """Rows of a CSV whose header holds the three columns, in any order and among others."""
+    arrivals = [
+        Arrival(
+            clock(line, columns[0], time),
+            line.tokens(columns[1], prompt),
+            line.tokens(columns[2], output),
+            workload_class=workload_class,
+        )
+        for line, (time, prompt, output) in _rows(lines, columns, source)
+    ]
+    return _from_zero(arrivals, source)
+
+
+def _rows(lines: Iterable[str], columns: Sequence[str], source: str) -> Iterator[tuple[_Line, Sequence[str]]]:
+    """The cells of the named columns, line by line."""
     iterator = _numbered(lines, source)
     number, header = next(iterator, (1, ""))
     positions = _positions(_Line(source, number), header, columns)
-    arrivals = []
     for number, text in iterator:
         line = _Line(source, number)
-        time, prompt, output = _cells(line, text.split(","), positions, columns)
-        arrivals.append(
-            Arrival(
-                clock(line, columns[0], time),
-                line.tokens(columns[1], prompt),
-                line.tokens(columns[2], output),
-                workload_class=workload_class,
-            )
-        )
-    return _from_zero(arrivals, source)
+        yield line, _cells(line, text.rstrip("\n").split(","), positions, columns)
+
+
+def _parts(line: _Line, cells: Sequence[str]) -> Iterator[int]:
+    """Token counts of a row's images, audio and videos."""
+    for column, cell in zip(MODALITIES, cells, strict=True):
+        for part in cell.split(";"):
+            if part:
+                yield line.tokens(column, part, least=0)
 
 
 def _positions(line: _Line, header: str, columns: Sequence[str]) -> list[int]:

@@ -7,32 +7,20 @@ production. A deadline that a machine no longer has never advances time.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any, assert_never
+from typing import Protocol, assert_never
 
 from backends.models.messages import (
     AbortServe,
-    DecodeFinished,
-    Failed,
     FailReason,
     KVArrived,
     KVPullFailed,
     KVRefused,
     KVServed,
-    KVTaken,
-    PrefillFinished,
-    PullKV,
     Release,
-    RunDecode,
-    RunPrefill,
     ServeKV,
-    StepTokens,
-    Stop,
-    WorkerCommand,
-    WorkerEvent,
 )
 from backends.models.worker import WorkerMachine
 from router.core.core import RouterCore
@@ -41,54 +29,40 @@ from router.core.messages import (
     BackendJoined,
     BackendLost,
     BackendReported,
-    DecodeDone,
     Fact,
     FailRequest,
     FinishRequest,
-    FirstToken,
-    KVMoved,
     NoteDecision,
     NotePolicyFault,
     NoteRetry,
-    PhaseFailed,
-    PrefillDone,
     ReleaseKV,
     RequestArrived,
+    RequestCancelled,
     StartDecode,
     StartPrefill,
     StopPhase,
 )
 from router.core.ports import Tap
-from router.errors import Reason
-from router.model import BackendSpec, KVHandle, Phase, Report, Request, Seconds
-
-REASONS: Mapping[FailReason, Reason] = {
-    FailReason.INVALID: Reason.REQUEST_TOO_LARGE,
-    FailReason.CAPACITY: Reason.BACKEND_FAILED,
-    FailReason.KV_STALE: Reason.KV_STALE,
-    FailReason.KV_LAYOUT: Reason.KV_STALE,
-    FailReason.KV_TRANSFER: Reason.KV_TRANSFER_FAILED,
-    FailReason.DRAINING: Reason.BACKEND_FAILED,
-    FailReason.INTERNAL: Reason.BACKEND_FAILED,
-}
+from router.model import BackendSpec, KVHandle, Report, Request, Seconds
+from router.sim.heap import Heap
+from router.sim.network import Network
+from router.sim.worker import Worker
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """Delays between router and workers."""
+class Source(Protocol):
+    """Where requests come from: router.sim.traffic.Traffic, or a recording."""
 
-    one_way_s: Seconds = 0.0005
-    report_every_s: Seconds = 0.05
-    """A load report leaves each worker this often (the live worker's cadence)."""
+    def next_at(self) -> Seconds | None:
+        """When the next request comes, as far as is known; None when none will by itself."""
+        ...
 
+    def take(self) -> Request:
+        """The request that is due."""
+        ...
 
-@dataclass(slots=True)
-class _Job:
-    """What a worker's key stands for."""
-
-    request_id: str
-    epoch: int
-    phase: Phase
+    def ended(self, request_id: str, now: Seconds, finished: bool) -> None:
+        """A request is over; others may follow from that."""
+        ...
 
 
 class World:
@@ -102,111 +76,238 @@ class World:
         seed: int = 0,
         network: Network | None = None,
         taps: Sequence[Tap] = (),
+        *,
+        done: Callable[[Report, Seconds], None] | None = None,
+        fault: Callable[[NotePolicyFault], None] | None = None,
+        every_token: bool = False,
     ) -> None:
-        """`output_tokens` is the workload's oracle: the true length of an answer, at least 1."""
+        """`output_tokens` is the workload's oracle: the true length of an answer, at least 1.
+
+        `done` takes each report as its request ends; without it they are kept in `reports`. `fault` hears of
+        answers of the policy that could not be carried out. With every_token
+        the workers are woken at every step, and `watched` has the times of the tokens of requests with a
+        jitter objective until `done` returns; phases end at the same times.
+        """
         self.core = core
-        self.now: Seconds = 0.0
         self.reports: list[Report] = []
+        self.watched: dict[str, array[float]] = {}
+        self.last_arrival: Seconds = 0.0
+        self.stopped = ""
+        """Why `stop` was called."""
+        self._heap = Heap()
         self._network = network or Network()
         self._oracle = output_tokens
         self._taps = taps
-        self._heap: list[tuple[Seconds, int, bool, Callable[[], None]]] = []
-        self._seq = 0
-        self._foreground = 0
+        self._seed = seed
+        self._rng = Random(f"{seed}/network")
+        self._every_token = every_token
+        self._done = done or (lambda report, now: self.reports.append(report))
+        self._fault = fault or (lambda note: None)
+        self._source: Source | None = None
+        self._source_armed: Seconds | None = None
         self._core_armed: Seconds | None = None
         self._live: dict[str, Request] = {}
+        self._heard: dict[str, Seconds] = {}
+        """When the last message about a request gets to the router, where delays vary."""
         self._keys = 0
-        self._workers: dict[str, _Worker] = {}
-        self._pulls: dict[int, tuple[_Worker, int, _Worker]] = {}
-        for i, spec in enumerate(specs):
-            machine = WorkerMachine(spec, f"boot-{i}", Random(f"{seed}/{spec.id}"), 0.0, emit_tokens=False)
-            self._workers[spec.id] = _Worker(self, machine)
-            self._tell(BackendJoined(spec, f"boot-{i}"))
-            self._report_later(spec.id)
+        self._boots = 0
+        self._workers: dict[str, Worker] = {}
+        self._pulls: dict[int, tuple[Worker, int, Worker]] = {}
+        for spec in specs:
+            self.join(spec)
 
     # --- time ---
+
+    @property
+    def now(self) -> Seconds:
+        """The time of the event at hand."""
+        return self._heap.now
+
+    @property
+    def events(self) -> int:
+        """Events so far, those to come included."""
+        return self._heap.events
+
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    @property
+    def workers(self) -> Iterable[Worker]:
+        """Those that are there, in order of joining."""
+        return self._workers.values()
 
     def at(self, time: Seconds, do: Callable[[], None], *, background: bool = False) -> None:
         """Let something happen at a time, after what was set for that time before.
 
         Background events (load reports, timers that may be dead) are nothing to go on for by themselves.
         """
-        self._seq += 1
-        self._foreground += not background
-        heapq.heappush(self._heap, (max(time, self.now), self._seq, background, do))
+        (self._heap.background if background else self._heap.at)(time, do)
 
     def arrive(self, time: Seconds, request: Request) -> None:
         """Let a request arrive."""
-        self.at(time, lambda: self._open(request))
+        self._heap.at(time, self._open, request)
+
+    def cancel(self, time: Seconds, request_id: str) -> None:
+        """Let a caller give up, if its request is live then."""
+        self._heap.background(time, self._cancel, request_id)
+
+    def feed(self, source: Source) -> None:
+        """Take requests from a source as they come due."""
+        self._source = source
+        self._arm_source()
 
     def run(self, until: Seconds = float("inf")) -> None:
-        """Go on until `until`, or until no request is live and nothing is under way."""
-        while self._heap and self._heap[0][0] <= until and (self._live or self._foreground):
-            self.now, _, background, do = heapq.heappop(self._heap)
-            self._foreground -= not background
-            do()
+        """Go on until `until`, until no request is live and nothing is under way, or until `stop`."""
+        heap = self._heap
+        while (due := heap.next_at()) is not None and due <= until:
+            if self.stopped or not (self._live or heap.foreground):
+                return
+            heap.step()
 
-    def _later(self, do: Callable[[], None], *, background: bool = False) -> None:
-        self.at(self.now + self._network.one_way_s, do, background=background)
+    def stop(self, reason: str) -> None:
+        """Let `run` return."""
+        self.stopped = reason
 
-    # --- the core ---
+    # --- requests ---
+
+    def _arm_source(self) -> None:
+        assert self._source is not None
+        due = self._source.next_at()
+        if due is not None and (self._source_armed is None or due < self._source_armed):
+            self._source_armed = due
+            self._heap.at(due, self._source_due, due)
+
+    def _source_due(self, due: Seconds) -> None:
+        if self._source_armed != due:
+            return
+        self._source_armed = None
+        source = self._source
+        assert source is not None
+        while (at := source.next_at()) is not None and at <= self._heap.now:
+            self._open(source.take())
+        self._arm_source()
 
     def _open(self, request: Request) -> None:
         self._live[request.id] = request
+        self.last_arrival = self._heap.now
+        if self._every_token and request.slo.jitter_ratio is not None:
+            self.watched[request.id] = array("d")
         self._tell(RequestArrived(request))
 
+    def _cancel(self, request_id: str) -> None:
+        if request_id in self._live:
+            self._tell(RequestCancelled(request_id))
+
+    def _end(self, report: Report) -> None:
+        request_id = report.request.id
+        del self._live[request_id]
+        self._done(report, self._heap.now)
+        self.watched.pop(request_id, None)
+        self._heard.pop(request_id, None)
+        if self._source is not None:
+            self._source.ended(request_id, self._heap.now, report.finish is not None)
+            self._arm_source()
+
+    # --- the core ---
+
     def _tell(self, fact: Fact) -> None:
-        self._carry_out(fact, self.core.handle(fact, self.now))
+        self._carry_out(fact, self.core.handle(fact, self._heap.now))
 
     def _core_due(self, due: Seconds) -> None:
         if self._core_armed == due:
             self._core_armed = None
-            self._carry_out(None, self.core.advance(self.now))
+            self._carry_out(None, self.core.advance(self._heap.now))
 
     def _carry_out(self, fact: Fact | None, actions: Sequence[Action]) -> None:
         for tap in self._taps:
-            tap.seen(fact, self.now, actions)
+            tap.seen(fact, self._heap.now, actions)
         for action in actions:
             self._execute(action)
         due = self.core.deadline()
         if due is not None and (self._core_armed is None or due < self._core_armed):
             self._core_armed = due
-            self.at(due, lambda: self._core_due(due), background=True)
+            self._heap.background(due, self._core_due, due)
 
     def _execute(self, action: Action) -> None:
         match action:
             case StartPrefill() | StartDecode():
                 request = self._live[action.request_id]
-                self._command(action.backend, lambda to: to.start(action, request, self._oracle(request)))
-            case StopPhase():
-                self._command(action.backend, lambda to: to.stop(action.request_id, action.epoch))
-            case ReleaseKV():
-                self._command(action.backend, lambda to: to.do(Release(action.kv)))
-            case FinishRequest() | FailRequest():
-                del self._live[action.request_id]
-                self.reports.append(action.report)
-            case NoteDecision() | NoteRetry() | NotePolicyFault():
+                self._later(self._start, action, request, self._oracle(request))
+            case NoteDecision() | NoteRetry():
                 pass
+            case FinishRequest() | FailRequest():
+                self._end(action.report)
+            case NotePolicyFault():
+                self._fault(action)
+            case StopPhase():
+                self._later(self._stop, action)
+            case ReleaseKV():
+                self._later(self._release, action)
             case _:
                 assert_never(action)
 
+    # --- the wire: a command travels to a worker, which may be gone when it gets there ---
+
+    def _later(self, do: Callable[..., None], *args: object) -> None:
+        self._heap.at(self._heap.now + self._network.one_way_s, do, *args)
+
+    def _start(self, action: StartPrefill | StartDecode, request: Request, output_tokens: int) -> None:
+        if (worker := self._workers.get(action.backend)) is not None:
+            if worker.idle:
+                self._hasten_report(worker)
+            worker.start(action, request, output_tokens)
+
+    def _stop(self, action: StopPhase) -> None:
+        if (worker := self._workers.get(action.backend)) is not None:
+            worker.stop(action.request_id, action.epoch)
+
+    def _release(self, action: ReleaseKV) -> None:
+        if (worker := self._workers.get(action.backend)) is not None:
+            worker.do(Release(action.kv))
+
+    def say(self, request_id: str, fact: Fact) -> None:
+        """A worker's message about a request is on its way to the router, behind those sent before it.
+
+        Only messages about one request keep their order where delays vary: on a lane all do, but there a
+        delay lasts for many messages, and delays that are drawn apart would add up behind the longest.
+        """
+        due = self._heap.now + self._network.one_way_s
+        if self._network.up is not None:
+            due = max(self._heard.get(request_id, 0.0), due + self._network.up.draw(self._rng))
+            self._heard[request_id] = due
+        self._heap.at(due, self._tell, fact)
+
     # --- workers ---
 
-    def _command(self, backend: str, do: Callable[[_Worker], None]) -> None:
-        """A command travels to a worker, which may be gone when it gets there."""
-
-        def arrived() -> None:
-            if (worker := self._workers.get(backend)) is not None:
-                do(worker)
-
-        self._later(arrived)
+    def join(self, spec: BackendSpec) -> None:
+        """A worker connects, for the first time or again with nothing of what it had."""
+        boot = f"boot-{self._boots}"
+        self._boots += 1
+        rng = Random(
+            f"{self._seed}/{spec.id}/{boot}" if spec.id in self._workers else f"{self._seed}/{spec.id}"
+        )
+        now = self._heap.now
+        machine = WorkerMachine(spec, boot, rng, now, emit_tokens=self._every_token)
+        worker = self._workers[spec.id] = Worker(self, self._heap, machine, boot)
+        worker.reported_at = now
+        self._tell(BackendJoined(spec, boot))
+        self._heap.background(now + self._network.report_every_s, self._report, worker, now)
 
     def kill(self, backend: str) -> None:
-        """A worker vanishes with everything it has."""
-        gone = self._workers.pop(backend)
-        for pull, (producer, _, consumer) in list(self._pulls.items()):
+        """A worker, if it is there, vanishes with everything it has."""
+        gone = self._workers.pop(backend, None)
+        if gone is None:
+            return
+        gone.die()
+        for pull, (producer, key, consumer) in list(self._pulls.items()):
             if consumer is gone:
+                del self._pulls[pull]
                 producer.do(AbortServe(pull))
+            elif producer is gone:
+                del self._pulls[pull]
+                consumer.do(KVPullFailed(key, FailReason.KV_TRANSFER, f"{backend} is gone"))
         self._tell(BackendLost(backend, "killed"))
 
     def next_key(self) -> int:
@@ -214,11 +315,12 @@ class World:
         self._keys += 1
         return self._keys
 
-    def say(self, fact: Fact, *, background: bool = False) -> None:
-        """A worker's message is on its way to the router."""
-        self._later(lambda: self._tell(fact), background=background)
+    def first_index(self, producer: str) -> int:
+        """1 if the prefill worker gave the first token away, else 0."""
+        known = self.core.fleet.find(producer)
+        return int(known is not None and known.spec.connector.first_token_from_prefill)
 
-    def pull(self, consumer: _Worker, key: int, kv: KVHandle) -> None:
+    def pull(self, consumer: Worker, key: int, kv: KVHandle) -> None:
         """A decode worker asks a prefill worker for KV."""
         producer = self._workers.get(kv.producer)
         if producer is None:
@@ -226,128 +328,42 @@ class World:
             return
         pull = self.next_key()
         self._pulls[pull] = (producer, key, consumer)
-        producer.do(ServeKV(pull, kv, consumer.machine.spec.id))
+        command = ServeKV(pull, kv, consumer.machine.spec.id)
+        if self._network.pull is None:
+            producer.do(command)
+        else:
+            due = self._heap.now + self._network.pull.draw(self._rng)
+            self._heap.at(due, self._serve, producer, command)
+
+    def _serve(self, producer: Worker, command: ServeKV) -> None:
+        if command.pull in self._pulls and self._workers.get(command.kv.producer) is producer:
+            producer.do(command)
 
     def served(self, event: KVServed | KVRefused) -> None:
         """The answer of a prefill worker."""
-        _, key, consumer = self._pulls.pop(event.pull)
+        asked = self._pulls.pop(event.pull, None)
+        if asked is None:
+            return  # whoever asked is gone
+        _, key, consumer = asked
         if isinstance(event, KVServed):
             consumer.do(KVArrived(key, event.moved_bytes, event.transfer_s, event.fingerprint))
         else:
             consumer.do(KVPullFailed(key, event.reason, event.message))
 
-    def _report_later(self, backend: str) -> None:
-        due = self.now + self._network.report_every_s
-        self.at(due, lambda: self._report(backend), background=True)
+    # --- load reports ---
 
-    def _report(self, backend: str) -> None:
-        worker = self._workers.get(backend)
-        if worker is not None:
-            self.say(BackendReported(backend, worker.machine.snapshot(self.now)), background=True)
-            self._report_later(backend)
+    def _hasten_report(self, worker: Worker) -> None:
+        """An idle worker gets work: its next report comes with it, not with the next heartbeat."""
+        worker.reported_at = since = self._heap.now
+        self._heap.background(since + self._network.report_every_s, self._report, worker, since)
 
-
-class _Worker:
-    """Drives one worker machine: wakes it at its deadline, turns its events into facts."""
-
-    def __init__(self, world: World, machine: WorkerMachine) -> None:
-        self.machine = machine
-        self._world = world
-        self._jobs: dict[int, _Job] = {}
-        self._keys: dict[tuple[str, int], int] = {}
-        self._armed: Seconds | None = None
-
-    def start(self, action: StartPrefill | StartDecode, request: Request, output_tokens: int) -> None:
-        """A command of the router."""
-        key = self._world.next_key()
-        phase = Phase.PREFILL if isinstance(action, StartPrefill) else Phase.DECODE
-        self._jobs[key] = _Job(action.request_id, action.epoch, phase)
-        self._keys[action.request_id, action.epoch] = key
-        length = min(output_tokens, request.max_new_tokens)
-        common: dict[str, Any] = {
-            "key": key,
-            "request_id": request.id,
-            "epoch": action.epoch,
-            "prompt_tokens": request.prompt_tokens,
-            "output_tokens": length,
-            "length_capped": length == request.max_new_tokens,
-        }
-        if isinstance(action, StartPrefill):
-            here = action.decode_here
-            self.do(
-                RunPrefill(**common, prefix_hashes=request.prefix_hashes, decode_here=here, fingerprint=key)
-            )
-        else:
-            producer = self._world.core.fleet.find(action.kv.producer)
-            first = producer is not None and producer.spec.connector.first_token_from_prefill
-            self.do(RunDecode(**common, kv=action.kv, first_index=int(first)))
-
-    def stop(self, request_id: str, epoch: int) -> None:
-        """The router gave the work up."""
-        if (key := self._keys.pop((request_id, epoch), None)) is not None:
-            self._jobs.pop(key, None)
-            self.do(Stop(key))
-
-    def do(self, command: WorkerCommand) -> None:
-        """Hand the machine a command."""
-        self._carry_out(self.machine.handle(command, self._world.now))
-
-    def _carry_out(self, events: Sequence[WorkerEvent]) -> None:
-        for event in events:
-            self._emit(event)
-        due = self.machine.deadline()
-        if due is not None and (self._armed is None or due < self._armed):
-            self._armed = due
-            self._world.at(due, lambda: self._due(due), background=True)
-
-    def _due(self, due: Seconds) -> None:
-        # An entry of the heap may have outlived its cause; then time has not to stop here.
-        if self._armed == due:
-            self._armed = None
-            self._carry_out(self.machine.advance(self._world.now))
-
-    def _emit(self, event: WorkerEvent) -> None:
-        match event:
-            case StepTokens():
-                self._first_tokens(event)
-            case PullKV():
-                self._world.pull(self, event.key, event.kv)
-            case KVServed() | KVRefused():
-                self._world.served(event)
-            case _:
-                self._phase_event(event)
-
-    def _phase_event(self, event: PrefillFinished | KVTaken | DecodeFinished | Failed) -> None:
-        job = self._jobs.get(event.key)
-        if job is None:
-            return
-        name = (job.request_id, job.epoch)
-        match event:
-            case PrefillFinished():
-                job.phase = Phase.DECODE
-                if event.kv is not None:
-                    self._over(event.key, job)
-                self._world.say(PrefillDone(*name, event.cost, event.cached_tokens, event.kv))
-            case KVTaken():
-                self._world.say(KVMoved(*name, event.moved_bytes, event.transfer_s))
-            case DecodeFinished():
-                self._over(event.key, job)
-                self._world.say(DecodeDone(*name, event.cost, event.output_tokens, event.reason))
-            case Failed():
-                self._over(event.key, job)
-                final = event.reason is FailReason.INVALID
-                backend = self.machine.spec.id
-                reason = REASONS[event.reason]
-                self._world.say(PhaseFailed(*name, job.phase, backend, reason, event.message, not final))
-            case _:
-                assert_never(event)
-
-    def _first_tokens(self, event: StepTokens) -> None:
-        for key, index in zip(event.keys, event.indices, strict=True):
-            job = self._jobs.get(key)
-            if job is not None and index == 0:
-                self._world.say(FirstToken(job.request_id, job.epoch))
-
-    def _over(self, key: int, job: _Job) -> None:
-        del self._jobs[key]
-        self._keys.pop((job.request_id, job.epoch), None)
+    def _report(self, worker: Worker, since: Seconds) -> None:
+        backend, now = worker.machine.spec.id, self._heap.now
+        if worker.reported_at != since or self._workers.get(backend) is not worker:
+            return  # hastened, or gone
+        worker.reported_at = now
+        snapshot = worker.machine.snapshot(now)
+        due = now + self._network.one_way_s
+        self._heap.background(due, self._tell, BackendReported(backend, snapshot))
+        every_s = self._network.heartbeat_s if worker.idle else self._network.report_every_s
+        self._heap.background(now + every_s, self._report, worker, now)

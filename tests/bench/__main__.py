@@ -3,9 +3,9 @@
 import sys
 from types import ModuleType
 
-from tests.bench import core_facts, relay
+from tests.bench import core_facts, engine_steps, parity, relay
 
-ROOMS: dict[str, ModuleType] = {"core": core_facts, "relay": relay}
+ROOMS: dict[str, ModuleType] = {"core": core_facts, "engine": engine_steps, "parity": parity, "relay": relay}
 
 
 def main(names: list[str]) -> None:

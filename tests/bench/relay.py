@@ -130,7 +130,7 @@ async def _hold(channel: grpc.aio.Channel, count: int) -> list[grpc.aio.UnaryStr
         GENERATE, inference_pb2.GenerateRequest.SerializeToString, inference_pb2.GenerateResponse.FromString
     )
     request = inference_pb2.GenerateRequest(
-        model=MODEL, tokens=common_pb2.TokenIds(ids=[1]), max_new_tokens=4000
+        model=MODEL, tokens=common_pb2.TokenIds(ids=[1, 2]), max_new_tokens=4000
     )
     calls = [method(request) for _ in range(count)]
     for call in calls:

@@ -16,12 +16,12 @@ from router.errors import CapacityError, ConfigError, Reason
 
 
 def test_help_lists_every_command() -> None:
-    """In one screen, with a line for each."""
+    """In one screen of a usual terminal."""
     result = CliRunner().invoke(cli, ["--help"])
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f"\n  {name} " in result.output
-    assert len(result.output.splitlines()) < 30
+    assert len(result.output.splitlines()) <= 40
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -76,13 +76,20 @@ class FaultyWorker:
         """Sequences it was told to stop, as often as it was told."""
         self.released = 0
         self.lanes = 0
+        self._writing = asyncio.Lock()
 
     async def lane(self, _: Any, context: Any) -> None:
         """One lane: greet, then serve commands until the router ends it."""
         await context.read()
         self.lanes += 1
         welcome = worker_pb2.Welcome(spec=self.spec, incarnation=f"boot-{self.lanes}")
-        await _send(context, worker_pb2.LaneResponse(welcome=welcome))
+        await self._send(context, worker_pb2.LaneResponse(welcome=welcome))
+        try:
+            await self._serve(context)
+        except* grpc.aio.BaseError:
+            pass  # the router has gone, which is what it should do
+
+    async def _serve(self, context: Any) -> None:
         async with asyncio.TaskGroup() as tasks:
             helpers = [tasks.create_task(self._beat(context))]
             while (raw := await context.read()) is not grpc.aio.EOF:
@@ -104,18 +111,22 @@ class FaultyWorker:
                 self.released += 1
         return []
 
+    async def _send(self, context: Any, frame: worker_pb2.LaneResponse) -> None:
+        async with self._writing:  # gRPC takes one write at a time
+            await context.write(frame.SerializeToString())
+
     async def _beat(self, context: Any) -> None:
         while True:
-            await _send(context, worker_pb2.LaneResponse(load=common_pb2.LoadReport()))
+            await self._send(context, worker_pb2.LaneResponse(load=common_pb2.LoadReport()))
             await asyncio.sleep(0.1)
 
     async def _answer(self, context: Any, start: worker_pb2.StartPrefill) -> None:
         if self.fault in (Fault.SILENT, Fault.ZOMBIE):
             return
         if not start.decode_here:
-            await _send(context, _event(start.seq, prefill_done=self._kv_ready(start)))
+            await self._send(context, _event(start.seq, prefill_done=self._kv_ready(start)))
             return
-        await _send(context, _event(start.seq, prefill_done=worker_pb2.PrefillDone()))
+        await self._send(context, _event(start.seq, prefill_done=worker_pb2.PrefillDone()))
         await self._decode(context, start.seq, start.request)
 
     async def _decode(self, context: Any, seq: int, request: inference_pb2.GenerateRequest) -> None:
@@ -125,14 +136,14 @@ class FaultyWorker:
             frame = _tokens(seq, tokens[at : at + 2])
             if self.fault is Fault.TORN_FRAME:
                 frame.indices.pop()
-            await _send(context, frame)
+            await self._send(context, frame)
         if self.fault is not Fault.TOO_MANY:  # whoever does not stop does not say that it did
             done = worker_pb2.DecodeDone(output_tokens=count, reason=common_pb2.FINISH_REASON_LENGTH)
-            await _send(context, _event(seq, decode_done=done))
+            await self._send(context, _event(seq, decode_done=done))
 
     async def _haunt(self, context: Any, seq: int) -> None:
         while self.fault is Fault.ZOMBIE:
-            await _send(context, _tokens(seq, [(0, 31_999), (1, 31_998)]))
+            await self._send(context, _tokens(seq, [(0, 31_999), (1, 31_998)]))
             await asyncio.sleep(0.02)
 
     def _kv_ready(self, start: worker_pb2.StartPrefill) -> worker_pb2.PrefillDone:
@@ -146,10 +157,6 @@ class FaultyWorker:
             lease_s=30.0,
         )
         return worker_pb2.PrefillDone(kv=handle)
-
-
-async def _send(context: Any, frame: worker_pb2.LaneResponse) -> None:
-    await context.write(frame.SerializeToString())
 
 
 def _event(seq: int, **event: Any) -> worker_pb2.LaneResponse:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 
 from backends.shell.mock import run_mock
@@ -15,4 +16,5 @@ def started(fleet: MockFleetServer) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.DEBUG)
     asyncio.run(run_mock([worker(text) for text in sys.argv[2:]], sys.argv[1], started=started))

@@ -16,7 +16,10 @@ class ByName:
 
     def plan(self, request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait | Reject:
         """Both phases, or wait."""
-        prefill, decode = self._first(Phase.PREFILL, request, fleet), self._first(Phase.DECODE, request, fleet)
+        prefill, decode = (
+            self._first(Phase.PREFILL, request, fleet),
+            self._first(Phase.DECODE, request, fleet),
+        )
         if prefill is None or decode is None:
             return Wait("slots_full")
         return RoutePlan(prefill, decode, Decision(self.name))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTEN = '[listen]\ndata = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\nmetrics = "127.0.0.1:0"\n'
@@ -60,14 +60,18 @@ class Child:
         self._process.kill()
         self._process.wait(30)
 
+    def wait(self, within_s: float) -> int:
+        """Wait for its end; gives the exit code."""
+        return self._process.wait(within_s)
+
     async def exit_code(self, within_s: float = 30.0) -> int:
-        """Wait for its end."""
-        return await asyncio.to_thread(self._process.wait, within_s)
+        """Wait for its end without blocking the loop."""
+        return await asyncio.to_thread(self.wait, within_s)
 
     def rss_bytes(self) -> int:
-        """Resident memory."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Resident memory; 0 where the system does not say it in /proc."""
+        statm = Path(f"/proc/{self.pid}/statm")
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
     def close(self) -> None:
         """Kill it if it still runs, and close the pipes."""
@@ -89,13 +93,13 @@ def fleets(*groups: str) -> Iterator[list[Child]]:
             child.close()
 
 
-def fleet(group: str, listen: str = "127.0.0.1:0") -> Child:
+def fleet(group: str, listen: str = "127.0.0.1:0", log: IO[bytes] | None = None) -> Child:
     """A process with some workers; it is not ready yet."""
-    return Child(("tests.faults.fleet_process", listen, *group.split()))
+    return Child(("tests.faults.fleet_process", listen, *group.split()), log)
 
 
 @contextmanager
-def daemon(folder: Path, config: str, log: Any = None) -> Iterator[Child]:
+def daemon(folder: Path, config: str, log: IO[bytes] | None = None) -> Iterator[Child]:
     """`polyphase serve` with a configuration, logging everything; it is not ready yet."""
     file = folder / "polyphase.toml"
     file.write_text(LISTEN + config)

@@ -1,12 +1,10 @@
 """A real router in this process with real mock workers, here or in other processes, joined over gRPC.
 
-When a stage closes, nothing may be left of any request: not in the router's books, not in the workers' KV,
-not on the event loop.
+When a stage closes, nothing may be left of any request: not in the router's books, not in the workers' KV.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -128,7 +126,6 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     """`workers` live in this process; `elsewhere` are (address, workers) of others. All are ready, and
     requests go to the first of each role by name until the test says otherwise."""
-    before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
         # A fleet of nobody cannot listen; an idle worker that no router knows does no harm.
         fleet = MockFleetServer([worker(word) for word in (workers or "b0").split()])
@@ -143,4 +140,3 @@ async def stage(
         on.replace(ByName())
         yield on
         await on.close()
-    await eventually(lambda: not asyncio.all_tasks() - before, "a task is left on the loop")

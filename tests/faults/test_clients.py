@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from polyphase.v1 import inference_pb2_grpc
+from polyphase.v1 import inference_pb2, inference_pb2_grpc
 
 from router.core.flight import Stage as FlightStage
 from router.model import Priority
@@ -110,6 +110,25 @@ async def test_a_client_that_leaves_the_queue(
     assert min(took) < PROMISE_S, took
 
 
+@pytest.mark.parametrize("how", ["cancels", "vanishes"])
+async def test_a_session_that_ends_takes_its_requests_along(how: str) -> None:
+    """Thirty requests of one session, queued, in prefill, in the handoff and in decode: all are stopped."""
+    async with stage("p1,prefill_s=0.02,link_s=0.05 d1,slots=8") as on, cuttable(on.port) as (port, cut):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Session()
+            for i in range(30):
+                start = inference_pb2.SessionRequest.Start(stream=i, request=request(f"s{i}", 90_000))
+                await call.write(inference_pb2.SessionRequest(starts=[start]))
+            assert (await call.read()).streams
+            stages = {flight.stage for flight in on.parts.core.relay.flights.values()}
+            assert {FlightStage.QUEUED, FlightStage.DECODE} <= stages
+            if how == "cancels":
+                call.cancel()
+            else:
+                cut.set()
+            await on.quiet()
+
+
 async def test_a_cancel_between_prefill_and_decode_releases_the_kv() -> None:
     """Nobody pulls the KV of a request that is gone: its producer is told at once, not by its lease's end."""
     took: list[float] = []
@@ -130,7 +149,9 @@ async def test_a_client_that_stops_reading_is_given_up() -> None:
     """Its window is full, its time is up: the decode is stopped, the slot is free, others are served."""
     async with stage("p1 d1,step_s=0.00001", config="[limits]\nwrite_timeout_s = 0.5\n") as on:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{on.port}", options=SMALL_WINDOW) as channel:
-            call = channel.unary_stream("/polyphase.v1.InferenceService/Generate")(_long().SerializeToString())
+            call = channel.unary_stream("/polyphase.v1.InferenceService/Generate")(
+                _long().SerializeToString()
+            )
             await call.read()
             await eventually(lambda: len(on.parts.driver.flows) == 0, "the reader was never given up")
             failed = 'polyphase_cancels_total{reason="SLOW_READER",stage="decode"}'

@@ -90,8 +90,9 @@ async def test_a_deadline_that_passes_at_work_stops_it(workers: str, where: Flig
     """In prefill, in the handoff and in decode: the work stops, the KV is free, the status is typed."""
     async with stage(workers) as on:
         if where is FlightStage.PREFILL:
-            # A deadline that is shorter than the prefill is refused on arrival; two prefills are longer.
+            # A deadline that is shorter than the prefill is refused on arrival; two in a row are longer.
             on.ask("before", 1)
+            await eventually(lambda: on.fleet.workers["p1"].snapshot().running, "nothing runs")
         heard = on.send(with_deadline("r", 0.6, 90_000))
 
         def there() -> bool:

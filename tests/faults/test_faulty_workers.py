@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-import pytest
 
 from router.model import BackendState
 from tests.faults.client import eventually
@@ -105,7 +104,7 @@ async def test_a_silent_worker_is_given_up() -> None:
 
 
 async def test_kv_of_another_request_is_never_handed_on() -> None:
-    """A handle that names another request would bring its answer to this client: refused, and started anew."""
+    """A handle that names another request would bring its answer to this client: refused, done anew."""
     async with beside_a_good_one(Fault.FOREIGN_KV, "p1", "p2 d1") as (on, bad):
         heard = on.ask("mine")
         assert (await heard.answer()).attempts == 2

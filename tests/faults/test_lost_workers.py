@@ -111,14 +111,14 @@ async def test_a_worker_that_hangs_is_lost_and_comes_back(phase: str) -> None:
             else:
                 await heard.until(5)
             sleeper.signal(signal.SIGSTOP)
+            took_s = await eventually(lambda: on.state(name) is BackendState.LOST, "nobody noticed")
+            assert took_s < 6, "not by silence: gRPC's pings and the stall of a phase take longer"
             if phase == "prefill":
                 assert (await heard.answer()).attempts == 2
                 assert heard.backends()[0] == "p2"
             else:
                 assert await heard.failure() == (UNAVAILABLE, "BACKEND_LOST")
-            assert on.state(name) is BackendState.LOST
             sleeper.signal(signal.SIGCONT)
             await on.ready(name)
             await on.quiet()
             assert (await on.ask("after").answer()).attempts == 1
-

@@ -18,6 +18,7 @@ from router.model import (
     LinkParameters,
     Phase,
     PowerParameters,
+    SchedulerKind,
     Seconds,
     StepParameters,
 )
@@ -56,6 +57,16 @@ def backend(backend_id: str = "b", step: StepParameters = STEP, **fields: Any) -
     )
     return replace(spec, **fields)
 
+
+KINDS: dict[str, dict[str, Any]] = {
+    "continuous": {},
+    "async": {"async_scheduling": True},
+    "bucketed": {"scheduler": SchedulerKind.BUCKETED, "prompt_buckets": (4, 8, 16), "batch_buckets": (2, 4)},
+    "slots": {"scheduler": SchedulerKind.SLOTS},
+    "single": {"scheduler": SchedulerKind.SINGLE, "max_num_seqs": 1},
+    "two models": {"models": ("m", "n"), "load_s": 0.2},
+}
+"""Backends of every way to form steps."""
 
 WATTS = PowerParameters(
     idle_w=10, joule_per_byte=1e-6, joule_per_flop=1e-9, cap_w=1e9, weight_bytes=1e5, flop_per_token=1e6

@@ -27,7 +27,7 @@ from backends.models.messages import (
     Stop,
 )
 from router.model import KVHandle, Seconds
-from tests.models.drive import STEP, WATTS, backend, decode, foreign, prefill, worker
+from tests.models.drive import KINDS, STEP, WATTS, backend, decode, foreign, prefill, worker
 
 commands = st.lists(
     st.tuples(
@@ -42,8 +42,9 @@ commands = st.lists(
 class Driver:
     """Turns random choices into commands that make sense, and keeps the books."""
 
-    def __init__(self, sigma: float, emit_tokens: bool) -> None:
-        spec = backend(step=replace(STEP, noise_sigma=sigma), power=WATTS, kv_capacity_tokens=60)
+    def __init__(self, sigma: float, emit_tokens: bool, kind: str = "continuous") -> None:
+        step, limits = replace(STEP, noise_sigma=sigma), KINDS[kind]
+        spec = backend(step=step, power=WATTS, kv_capacity_tokens=60, **limits)
         self.machine = worker(spec, emit_tokens=emit_tokens, lease_s=1.5)
         self.started: dict[int, RunPrefill | RunDecode] = {}
         self.ended: Counter[int] = Counter()
@@ -64,6 +65,7 @@ class Driver:
             made = prefill(
                 key, 1 + pick % 30, 1 + pick % 23, prefix_hashes=hashes, decode_here=kind == "whole"
             )
+            made = replace(made, model=self.machine.spec.models[pick % len(self.machine.spec.models)])
             return self._start(made)
         if kind == "decode":
             return self._start(
@@ -135,9 +137,11 @@ class Driver:
             self.note(self.machine.advance(now), now)
 
 
-def play(story: list[tuple[str, Seconds, int]], sigma: float, emit_tokens: bool) -> tuple[Driver, Seconds]:
+def play(
+    story: list[tuple[str, Seconds, int]], sigma: float, emit_tokens: bool, kind: str = "continuous"
+) -> tuple[Driver, Seconds]:
     """Run a random story to its end; the driver is late by whole pauses."""
-    driver, now = Driver(sigma, emit_tokens), 0.0
+    driver, now = Driver(sigma, emit_tokens, kind), 0.0
     for kind, pause, pick in story:
         now += pause
         if (command := driver.choose(kind, pick)) is not None:
@@ -148,12 +152,12 @@ def play(story: list[tuple[str, Seconds, int]], sigma: float, emit_tokens: bool)
 
 
 @settings(max_examples=150, deadline=None)
-@given(commands, st.sampled_from([0.0, 0.1]), st.booleans())
+@given(commands, st.sampled_from([0.0, 0.1]), st.booleans(), st.sampled_from(sorted(KINDS)))
 def test_every_key_ends_once_and_room_returns_to_zero(
-    story: list[tuple[str, Seconds, int]], sigma: float, emit_tokens: bool
+    story: list[tuple[str, Seconds, int]], sigma: float, emit_tokens: bool, kind: str
 ) -> None:
     """Ends are one each, or none after a stop; pulls get one answer at most; blocks and queues are empty."""
-    driver, now = play(story, sigma, emit_tokens)
+    driver, now = play(story, sigma, emit_tokens, kind)
     for key in driver.started:
         assert driver.ended[key] == 1 or (driver.ended[key] == 0 and key in driver.stopped)
     assert all(answers <= 1 for answers in driver.pulls.values())
@@ -163,12 +167,12 @@ def test_every_key_ends_once_and_room_returns_to_zero(
 
 
 @settings(max_examples=150, deadline=None)
-@given(commands, st.sampled_from([0.0, 0.1]))
+@given(commands, st.sampled_from([0.0, 0.1]), st.sampled_from(sorted(KINDS)))
 def test_tokens_come_in_order_without_gap_or_repeat(
-    story: list[tuple[str, Seconds, int]], sigma: float
+    story: list[tuple[str, Seconds, int]], sigma: float, kind: str
 ) -> None:
     """Each key counts up from its first index; one that finished has them all."""
-    driver, _ = play(story, sigma, emit_tokens=True)
+    driver, _ = play(story, sigma, emit_tokens=True, kind=kind)
     for key, indices in driver.indices.items():
         command = driver.started[key]
         first = command.first_index if isinstance(command, RunDecode) else 0

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from backends.models.latency import StepModel, StepModels
+from backends.models.latency import StepModel
+from backends.models.laws import StepModels
 from router.core.ports import LatencyModel, ModelSource
 from router.errors import ConfigError
 from router.model import StepParameters

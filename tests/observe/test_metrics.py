@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,6 +29,7 @@ from router.core.messages import (
 )
 from router.errors import Reason
 from router.model import (
+    AfdParameters,
     BackendKind,
     BackendSnapshot,
     Decision,
@@ -594,3 +596,26 @@ def test_times_add_up() -> None:
     """The script of these tests is a possible one: the phases sum to the whole."""
     assert TIMES.queue_s + TIMES.prefill_s + TIMES.handoff_s + TIMES.decode_s == pytest.approx(TIMES.e2e_s)
     assert FinishReason.STOP == "stop"
+
+
+def test_sub_phases_of_a_split_decode_and_loading_have_counters_of_their_own() -> None:
+    """As growth since the first report; other backends have no sub-phases."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    rack = replace(spec("rack"), afd=AfdParameters(layers=1, attention_base_s=1e-6, ffn_base_s=1e-6))
+    join(metrics, rack, spec("gpu-0"))
+    name = "polyphase_backend_sub_phase_busy_seconds_total"
+    labels = {"backend": "rack", "kind": "gpu"}
+    assert registry.get_sample_value(name, {**labels, "sub_phase": "ffn"}) == 0.0
+    for told in (
+        BackendSnapshot(1.0, busy_attention_s=1.0, busy_ffn_s=5.0, busy_transfer_s=2.0, busy_loading_s=9.0),
+        BackendSnapshot(2.0, busy_attention_s=1.5, busy_ffn_s=7.0, busy_transfer_s=2.0, busy_loading_s=12.0),
+    ):
+        metrics.seen(BackendReported("rack", told), told.observed_at, ())
+    grown = {
+        s: registry.get_sample_value(name, {**labels, "sub_phase": s})
+        for s in ("attention", "ffn", "transfer")
+    }
+    assert grown == {"attention": 0.5, "ffn": 2.0, "transfer": 0.0}
+    assert registry.get_sample_value("polyphase_backend_loading_seconds_total", labels) == 3.0
+    assert registry.get_sample_value(name, {"backend": "gpu-0", "kind": "gpu", "sub_phase": "ffn"}) is None

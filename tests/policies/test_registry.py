@@ -56,7 +56,7 @@ def test_there_is_a_sample_of_every_policy() -> None:
         ("[policy]\nttft_weight = 0.1", ["name is None", "round_robin"]),
         ("[policy]\nname = 7", ["name is 7"]),
         (table("", "predictd"), ['unknown name "predictd"', 'did you mean "predicted"', "least_loaded"]),
-        (table("", "zzz"), ['unknown name "zzz"', "Valid: least_loaded, predicted"]),
+        (table("", "zzz"), ['unknown name "zzz"', "Valid: dynamo, ", "predicted", "round_robin"]),
         (table("max_prefil_queue = 4"), ['did you mean "max_prefill_queue"', "Valid: candidates"]),
         (table("zzzzzz = 4"), ['unknown key "zzzzzz". ', "ttft_weight"]),
         (table("ttft_weight = nan"), ["ttft_weight is nan", "from 0 to 1"]),

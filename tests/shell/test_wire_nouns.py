@@ -10,6 +10,8 @@ from polyphase.v1 import common_pb2, worker_pb2
 
 from router.errors import BackendError, Reason
 from router.model import (
+    AfdLaw,
+    AfdParameters,
     BackendKind,
     BackendSnapshot,
     BackendSpec,
@@ -22,6 +24,7 @@ from router.model import (
     Phase,
     PhaseCost,
     PowerParameters,
+    SchedulerKind,
     StepParameters,
 )
 from router.wire import (
@@ -45,6 +48,15 @@ NAMES = st.lists(st.text(min_size=1, max_size=8), max_size=3).map(tuple)
 STEPS = st.builds(
     StepParameters, **{f.name: AMOUNT for f in fields(StepParameters) if f.name != "saturation_tokens"}
 )
+BANDWIDTH = st.just(math.inf) | st.floats(1, 1e12)
+BUCKETS = st.lists(COUNT, max_size=3).map(tuple)
+AFDS = st.builds(
+    AfdParameters,
+    layers=COUNT,
+    law=st.sampled_from(AfdLaw),
+    micro_batches=COUNT,
+    **{f.name: AMOUNT for f in fields(AfdParameters) if f.name.endswith("_s")},
+)
 SPECS = st.builds(
     BackendSpec,
     id=st.text(min_size=1),
@@ -64,13 +76,20 @@ SPECS = st.builds(
     max_num_seqs=COUNT,
     max_num_batched_tokens=COUNT,
     max_context_tokens=COUNT,
-    link=st.builds(LinkParameters, AMOUNT, st.just(math.inf) | st.floats(1, 1e12)),
+    link=st.builds(LinkParameters, AMOUNT, BANDWIDTH, BANDWIDTH, st.integers(0, 1000)),
     connector=st.builds(
         ConnectorFlags, st.booleans(), st.booleans(), st.sampled_from(HandoffMint), st.booleans()
     ),
     usd_per_hour=AMOUNT,
     power=st.builds(PowerParameters, AMOUNT, AMOUNT, AMOUNT, st.just(math.inf) | st.floats(1, 1e6)),
     zone=st.text(),
+    scheduler=st.sampled_from(SchedulerKind),
+    prompt_buckets=BUCKETS,
+    batch_buckets=BUCKETS,
+    load_s=AMOUNT,
+    compile_s=AMOUNT,
+    kv_conversion=st.floats(1, 100),
+    afd=st.none() | AFDS,
 )
 
 
@@ -152,7 +171,8 @@ def test_endless_leases_are_cut() -> None:
 
 def test_loads_and_costs_survive() -> None:
     """Reports come back as they were, with the receiver's time of observation."""
-    snapshot = BackendSnapshot(5.0, 1, 2, 3, 4, 0.5, 0.25, 9.0, 7)
+    counters = {f.name: i for i, f in enumerate(fields(BackendSnapshot)) if f.name not in {"loading"}}
+    snapshot = BackendSnapshot(**counters, loading="n" * 200)  # type: ignore[arg-type]
     cost = PhaseCost(0.1, 0.2, 0.3)
     assert load_from_proto(load_to_proto(snapshot), 9.0) == replace(snapshot, observed_at=9.0)
     assert cost_from_proto(cost_to_proto(cost)) == cost

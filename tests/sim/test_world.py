@@ -39,9 +39,17 @@ def simulate(policy: str, requests: int = 200, speed: float = 1.0, kill: str | N
         oracle[request.id] = arrival.output_tokens
         world.arrive(arrival.at_s / speed, request)
     if kill is not None:
-        world.at(1.0, lambda: world.kill(kill))
+        world.at(1.0, lambda: kill_at_work(world, kill))
     world.run()
     return world
+
+
+def kill_at_work(world: World, backend: str) -> None:
+    """Kill a worker as soon as it prefills something, so that something can be lost."""
+    if world.core.fleet[backend].in_flight.prefills:
+        world.kill(backend)
+    else:
+        world.at(world.now + 0.001, lambda: kill_at_work(world, backend))
 
 
 @pytest.mark.parametrize("policy", ["round_robin", "least_loaded", "scored", "predicted"])

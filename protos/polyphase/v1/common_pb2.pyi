@@ -30,6 +30,21 @@ class ModelBinding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_BINDING_COMPILED: _ClassVar[ModelBinding]
     MODEL_BINDING_FIXED: _ClassVar[ModelBinding]
 
+class SchedulerKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCHEDULER_KIND_UNSPECIFIED: _ClassVar[SchedulerKind]
+    SCHEDULER_KIND_CONTINUOUS: _ClassVar[SchedulerKind]
+    SCHEDULER_KIND_BUCKETED: _ClassVar[SchedulerKind]
+    SCHEDULER_KIND_SLOTS: _ClassVar[SchedulerKind]
+    SCHEDULER_KIND_SINGLE: _ClassVar[SchedulerKind]
+
+class AfdLaw(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AFD_LAW_UNSPECIFIED: _ClassVar[AfdLaw]
+    AFD_LAW_SERIAL: _ClassVar[AfdLaw]
+    AFD_LAW_CONSERVATIVE: _ClassVar[AfdLaw]
+    AFD_LAW_OPTIMISTIC: _ClassVar[AfdLaw]
+
 class HandoffMint(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     HANDOFF_MINT_UNSPECIFIED: _ClassVar[HandoffMint]
@@ -63,6 +78,15 @@ MODEL_BINDING_UNSPECIFIED: ModelBinding
 MODEL_BINDING_LOADABLE: ModelBinding
 MODEL_BINDING_COMPILED: ModelBinding
 MODEL_BINDING_FIXED: ModelBinding
+SCHEDULER_KIND_UNSPECIFIED: SchedulerKind
+SCHEDULER_KIND_CONTINUOUS: SchedulerKind
+SCHEDULER_KIND_BUCKETED: SchedulerKind
+SCHEDULER_KIND_SLOTS: SchedulerKind
+SCHEDULER_KIND_SINGLE: SchedulerKind
+AFD_LAW_UNSPECIFIED: AfdLaw
+AFD_LAW_SERIAL: AfdLaw
+AFD_LAW_CONSERVATIVE: AfdLaw
+AFD_LAW_OPTIMISTIC: AfdLaw
 HANDOFF_MINT_UNSPECIFIED: HandoffMint
 HANDOFF_MINT_ENGINE: HandoffMint
 HANDOFF_MINT_ROUTER: HandoffMint
@@ -231,7 +255,7 @@ class KVHandle(_message.Message):
     def __init__(self, producer: _Optional[str] = ..., incarnation: _Optional[str] = ..., request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., layout: _Optional[str] = ..., tokens: _Optional[int] = ..., prefix_hash: _Optional[int] = ..., lease_s: _Optional[float] = ..., source: _Optional[str] = ..., connector: _Optional[bytes] = ...) -> None: ...
 
 class StepParameters(_message.Message):
-    __slots__ = ("base_s", "per_sequence_s", "per_context_token_s", "saturating_s", "saturation_tokens", "prefill_base_s", "prefill_floor_s", "per_prefill_token_s", "per_attention_pair_s", "noise_sigma")
+    __slots__ = ("base_s", "per_sequence_s", "per_context_token_s", "saturating_s", "saturation_tokens", "prefill_base_s", "prefill_floor_s", "per_prefill_token_s", "per_attention_pair_s", "noise_sigma", "stall_probability")
     BASE_S_FIELD_NUMBER: _ClassVar[int]
     PER_SEQUENCE_S_FIELD_NUMBER: _ClassVar[int]
     PER_CONTEXT_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +266,7 @@ class StepParameters(_message.Message):
     PER_PREFILL_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     PER_ATTENTION_PAIR_S_FIELD_NUMBER: _ClassVar[int]
     NOISE_SIGMA_FIELD_NUMBER: _ClassVar[int]
+    STALL_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     base_s: float
     per_sequence_s: float
     per_context_token_s: float
@@ -252,7 +277,34 @@ class StepParameters(_message.Message):
     per_prefill_token_s: float
     per_attention_pair_s: float
     noise_sigma: float
-    def __init__(self, base_s: _Optional[float] = ..., per_sequence_s: _Optional[float] = ..., per_context_token_s: _Optional[float] = ..., saturating_s: _Optional[float] = ..., saturation_tokens: _Optional[float] = ..., prefill_base_s: _Optional[float] = ..., prefill_floor_s: _Optional[float] = ..., per_prefill_token_s: _Optional[float] = ..., per_attention_pair_s: _Optional[float] = ..., noise_sigma: _Optional[float] = ...) -> None: ...
+    stall_probability: float
+    def __init__(self, base_s: _Optional[float] = ..., per_sequence_s: _Optional[float] = ..., per_context_token_s: _Optional[float] = ..., saturating_s: _Optional[float] = ..., saturation_tokens: _Optional[float] = ..., prefill_base_s: _Optional[float] = ..., prefill_floor_s: _Optional[float] = ..., per_prefill_token_s: _Optional[float] = ..., per_attention_pair_s: _Optional[float] = ..., noise_sigma: _Optional[float] = ..., stall_probability: _Optional[float] = ...) -> None: ...
+
+class AfdParameters(_message.Message):
+    __slots__ = ("layers", "law", "micro_batches", "attention_base_s", "attention_per_sequence_s", "attention_per_context_token_s", "ffn_base_s", "ffn_per_sequence_s", "hop_s", "dispatch_per_sequence_s", "combine_per_sequence_s")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LAW_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_BASE_S_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_PER_SEQUENCE_S_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_PER_CONTEXT_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    FFN_BASE_S_FIELD_NUMBER: _ClassVar[int]
+    FFN_PER_SEQUENCE_S_FIELD_NUMBER: _ClassVar[int]
+    HOP_S_FIELD_NUMBER: _ClassVar[int]
+    DISPATCH_PER_SEQUENCE_S_FIELD_NUMBER: _ClassVar[int]
+    COMBINE_PER_SEQUENCE_S_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    law: AfdLaw
+    micro_batches: int
+    attention_base_s: float
+    attention_per_sequence_s: float
+    attention_per_context_token_s: float
+    ffn_base_s: float
+    ffn_per_sequence_s: float
+    hop_s: float
+    dispatch_per_sequence_s: float
+    combine_per_sequence_s: float
+    def __init__(self, layers: _Optional[int] = ..., law: _Optional[_Union[AfdLaw, str]] = ..., micro_batches: _Optional[int] = ..., attention_base_s: _Optional[float] = ..., attention_per_sequence_s: _Optional[float] = ..., attention_per_context_token_s: _Optional[float] = ..., ffn_base_s: _Optional[float] = ..., ffn_per_sequence_s: _Optional[float] = ..., hop_s: _Optional[float] = ..., dispatch_per_sequence_s: _Optional[float] = ..., combine_per_sequence_s: _Optional[float] = ...) -> None: ...
 
 class PowerParameters(_message.Message):
     __slots__ = ("idle_w", "joule_per_byte", "joule_per_flop", "cap_w", "weight_bytes", "flop_per_token")
@@ -271,12 +323,16 @@ class PowerParameters(_message.Message):
     def __init__(self, idle_w: _Optional[float] = ..., joule_per_byte: _Optional[float] = ..., joule_per_flop: _Optional[float] = ..., cap_w: _Optional[float] = ..., weight_bytes: _Optional[float] = ..., flop_per_token: _Optional[float] = ...) -> None: ...
 
 class LinkParameters(_message.Message):
-    __slots__ = ("latency_s", "bandwidth_bytes_per_s")
+    __slots__ = ("latency_s", "bandwidth_bytes_per_s", "ingress_bytes_per_s", "overlap_layers")
     LATENCY_S_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    INGRESS_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    OVERLAP_LAYERS_FIELD_NUMBER: _ClassVar[int]
     latency_s: float
     bandwidth_bytes_per_s: float
-    def __init__(self, latency_s: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[float] = ...) -> None: ...
+    ingress_bytes_per_s: float
+    overlap_layers: int
+    def __init__(self, latency_s: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[float] = ..., ingress_bytes_per_s: _Optional[float] = ..., overlap_layers: _Optional[int] = ...) -> None: ...
 
 class ConnectorFlags(_message.Message):
     __slots__ = ("concurrent_handoff", "requires_peer_binding", "handoff_minted_by", "first_token_from_prefill")
@@ -291,7 +347,7 @@ class ConnectorFlags(_message.Message):
     def __init__(self, concurrent_handoff: bool = ..., requires_peer_binding: bool = ..., handoff_minted_by: _Optional[_Union[HandoffMint, str]] = ..., first_token_from_prefill: bool = ...) -> None: ...
 
 class BackendSpec(_message.Message):
-    __slots__ = ("id", "kind", "device", "count", "models", "binding", "phases", "step", "profile", "kv_bytes_per_token", "kv_capacity_tokens", "block_tokens", "kv_layout", "kv_accepts", "max_num_seqs", "max_num_batched_tokens", "max_context_tokens", "link", "connector", "usd_per_hour", "power", "zone")
+    __slots__ = ("id", "kind", "device", "count", "models", "binding", "phases", "step", "profile", "kv_bytes_per_token", "kv_capacity_tokens", "block_tokens", "kv_layout", "kv_accepts", "max_num_seqs", "max_num_batched_tokens", "max_context_tokens", "link", "connector", "usd_per_hour", "power", "zone", "scheduler", "prompt_buckets", "batch_buckets", "load_s", "compile_s", "kv_conversion", "afd")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +370,13 @@ class BackendSpec(_message.Message):
     USD_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     POWER_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_S_FIELD_NUMBER: _ClassVar[int]
+    COMPILE_S_FIELD_NUMBER: _ClassVar[int]
+    KV_CONVERSION_FIELD_NUMBER: _ClassVar[int]
+    AFD_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: BackendKind
     device: str
@@ -336,10 +399,17 @@ class BackendSpec(_message.Message):
     usd_per_hour: float
     power: PowerParameters
     zone: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[BackendKind, str]] = ..., device: _Optional[str] = ..., count: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., binding: _Optional[_Union[ModelBinding, str]] = ..., phases: _Optional[_Iterable[_Union[Phase, str]]] = ..., step: _Optional[_Union[StepParameters, _Mapping]] = ..., profile: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_layout: _Optional[str] = ..., kv_accepts: _Optional[_Iterable[str]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., link: _Optional[_Union[LinkParameters, _Mapping]] = ..., connector: _Optional[_Union[ConnectorFlags, _Mapping]] = ..., usd_per_hour: _Optional[float] = ..., power: _Optional[_Union[PowerParameters, _Mapping]] = ..., zone: _Optional[str] = ...) -> None: ...
+    scheduler: SchedulerKind
+    prompt_buckets: _containers.RepeatedScalarFieldContainer[int]
+    batch_buckets: _containers.RepeatedScalarFieldContainer[int]
+    load_s: float
+    compile_s: float
+    kv_conversion: float
+    afd: AfdParameters
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[BackendKind, str]] = ..., device: _Optional[str] = ..., count: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., binding: _Optional[_Union[ModelBinding, str]] = ..., phases: _Optional[_Iterable[_Union[Phase, str]]] = ..., step: _Optional[_Union[StepParameters, _Mapping]] = ..., profile: _Optional[str] = ..., kv_bytes_per_token: _Optional[float] = ..., kv_capacity_tokens: _Optional[int] = ..., block_tokens: _Optional[int] = ..., kv_layout: _Optional[str] = ..., kv_accepts: _Optional[_Iterable[str]] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., link: _Optional[_Union[LinkParameters, _Mapping]] = ..., connector: _Optional[_Union[ConnectorFlags, _Mapping]] = ..., usd_per_hour: _Optional[float] = ..., power: _Optional[_Union[PowerParameters, _Mapping]] = ..., zone: _Optional[str] = ..., scheduler: _Optional[_Union[SchedulerKind, str]] = ..., prompt_buckets: _Optional[_Iterable[int]] = ..., batch_buckets: _Optional[_Iterable[int]] = ..., load_s: _Optional[float] = ..., compile_s: _Optional[float] = ..., kv_conversion: _Optional[float] = ..., afd: _Optional[_Union[AfdParameters, _Mapping]] = ...) -> None: ...
 
 class LoadReport(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "busy_prefill_s", "busy_decode_s", "energy_j", "preemptions", "steps", "decode_sequences", "context_tokens", "prefill_tokens", "attention_pairs")
+    __slots__ = ("running", "waiting", "waiting_prefill_tokens", "kv_used_tokens", "busy_prefill_s", "busy_decode_s", "energy_j", "preemptions", "steps", "decode_sequences", "context_tokens", "prefill_tokens", "attention_pairs", "loading", "busy_loading_s", "busy_attention_s", "busy_ffn_s", "busy_transfer_s")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +423,11 @@ class LoadReport(_message.Message):
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    BUSY_LOADING_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_ATTENTION_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FFN_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_prefill_tokens: int
@@ -366,4 +441,9 @@ class LoadReport(_message.Message):
     context_tokens: float
     prefill_tokens: int
     attention_pairs: float
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., busy_prefill_s: _Optional[float] = ..., busy_decode_s: _Optional[float] = ..., energy_j: _Optional[float] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., context_tokens: _Optional[float] = ..., prefill_tokens: _Optional[int] = ..., attention_pairs: _Optional[float] = ...) -> None: ...
+    loading: str
+    busy_loading_s: float
+    busy_attention_s: float
+    busy_ffn_s: float
+    busy_transfer_s: float
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_prefill_tokens: _Optional[int] = ..., kv_used_tokens: _Optional[int] = ..., busy_prefill_s: _Optional[float] = ..., busy_decode_s: _Optional[float] = ..., energy_j: _Optional[float] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., decode_sequences: _Optional[int] = ..., context_tokens: _Optional[float] = ..., prefill_tokens: _Optional[int] = ..., attention_pairs: _Optional[float] = ..., loading: _Optional[str] = ..., busy_loading_s: _Optional[float] = ..., busy_attention_s: _Optional[float] = ..., busy_ffn_s: _Optional[float] = ..., busy_transfer_s: _Optional[float] = ...) -> None: ...

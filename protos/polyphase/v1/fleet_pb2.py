@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from polyphase.v1 import common_pb2 as polyphase_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18polyphase/v1/fleet.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\"D\n\x0fRegisterRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"\'\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\"\x15\n\x13ListBackendsRequest\"?\n\x14ListBackendsResponse\x12\'\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x15.polyphase.v1.Backend\"\x16\n\x14WatchBackendsRequest\"@\n\x15WatchBackendsResponse\x12\'\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x15.polyphase.v1.Backend\"\xfb\x01\n\x07\x42\x61\x63kend\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.polyphase.v1.BackendSpec\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.polyphase.v1.BackendState\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12&\n\x04load\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.LoadReport\x12\x12\n\nload_age_s\x18\x05 \x01(\x01\x12\x1a\n\x12prefills_in_flight\x18\x06 \x01(\r\x12\x19\n\x11\x64\x65\x63odes_in_flight\x18\x07 \x01(\r\x12\x18\n\x10kv_tokens_booked\x18\x08 \x01(\x04\"5\n\x14\x43ordonBackendRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"B\n\x15\x43ordonBackendResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.polyphase.v1.BackendState\"9\n\x13\x44rainBackendRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\":\n\x14\x44rainBackendResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tin_flight\x18\x02 \x01(\r*\xb4\x01\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x42\x41\x43KEND_STATE_CONNECTING\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x1a\n\x16\x42\x41\x43KEND_STATE_CORDONED\x10\x03\x12\x1a\n\x16\x42\x41\x43KEND_STATE_DRAINING\x10\x04\x12\x16\n\x12\x42\x41\x43KEND_STATE_LOST\x10\x05\x32\xc1\x03\n\x0c\x46leetService\x12M\n\x08Register\x12\x1d.polyphase.v1.RegisterRequest\x1a\x1e.polyphase.v1.RegisterResponse(\x01\x30\x01\x12U\n\x0cListBackends\x12!.polyphase.v1.ListBackendsRequest\x1a\".polyphase.v1.ListBackendsResponse\x12Z\n\rWatchBackends\x12\".polyphase.v1.WatchBackendsRequest\x1a#.polyphase.v1.WatchBackendsResponse0\x01\x12X\n\rCordonBackend\x12\".polyphase.v1.CordonBackendRequest\x1a#.polyphase.v1.CordonBackendResponse\x12U\n\x0c\x44rainBackend\x12!.polyphase.v1.DrainBackendRequest\x1a\".polyphase.v1.DrainBackendResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18polyphase/v1/fleet.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\"D\n\x0fRegisterRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\"\'\n\x10RegisterResponse\x12\x13\n\x0bheartbeat_s\x18\x01 \x01(\x01\"\x15\n\x13ListBackendsRequest\"?\n\x14ListBackendsResponse\x12\'\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x15.polyphase.v1.Backend\"\x16\n\x14WatchBackendsRequest\"@\n\x15WatchBackendsResponse\x12\'\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x15.polyphase.v1.Backend\"\xaa\x02\n\x07\x42\x61\x63kend\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.polyphase.v1.BackendSpec\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.polyphase.v1.BackendState\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12&\n\x04load\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.LoadReport\x12\x12\n\nload_age_s\x18\x05 \x01(\x01\x12\x1a\n\x12prefills_in_flight\x18\x06 \x01(\r\x12\x19\n\x11\x64\x65\x63odes_in_flight\x18\x07 \x01(\r\x12\x18\n\x10kv_tokens_booked\x18\x08 \x01(\x04\x12-\n\x0bmodel_drift\x18\t \x01(\x0b\x32\x18.polyphase.v1.ModelDrift\"N\n\nModelDrift\x12\x14\n\x07prefill\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06\x64\x65\x63ode\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_prefillB\t\n\x07_decode\"5\n\x14\x43ordonBackendRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"B\n\x15\x43ordonBackendResponse\x12)\n\x05state\x18\x01 \x01(\x0e\x32\x1a.polyphase.v1.BackendState\"9\n\x13\x44rainBackendRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\":\n\x14\x44rainBackendResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tin_flight\x18\x02 \x01(\r*\xb4\x01\n\x0c\x42\x61\x63kendState\x12\x1d\n\x19\x42\x41\x43KEND_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x42\x41\x43KEND_STATE_CONNECTING\x10\x01\x12\x17\n\x13\x42\x41\x43KEND_STATE_READY\x10\x02\x12\x1a\n\x16\x42\x41\x43KEND_STATE_CORDONED\x10\x03\x12\x1a\n\x16\x42\x41\x43KEND_STATE_DRAINING\x10\x04\x12\x16\n\x12\x42\x41\x43KEND_STATE_LOST\x10\x05\x32\xc1\x03\n\x0c\x46leetService\x12M\n\x08Register\x12\x1d.polyphase.v1.RegisterRequest\x1a\x1e.polyphase.v1.RegisterResponse(\x01\x30\x01\x12U\n\x0cListBackends\x12!.polyphase.v1.ListBackendsRequest\x1a\".polyphase.v1.ListBackendsResponse\x12Z\n\rWatchBackends\x12\".polyphase.v1.WatchBackendsRequest\x1a#.polyphase.v1.WatchBackendsResponse0\x01\x12X\n\rCordonBackend\x12\".polyphase.v1.CordonBackendRequest\x1a#.polyphase.v1.CordonBackendResponse\x12U\n\x0c\x44rainBackend\x12!.polyphase.v1.DrainBackendRequest\x1a\".polyphase.v1.DrainBackendResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyphase.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BACKENDSTATE']._serialized_start=855
-  _globals['_BACKENDSTATE']._serialized_end=1035
+  _globals['_BACKENDSTATE']._serialized_start=982
+  _globals['_BACKENDSTATE']._serialized_end=1162
   _globals['_REGISTERREQUEST']._serialized_start=69
   _globals['_REGISTERREQUEST']._serialized_end=137
   _globals['_REGISTERRESPONSE']._serialized_start=139
@@ -47,15 +47,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHBACKENDSRESPONSE']._serialized_start=292
   _globals['_WATCHBACKENDSRESPONSE']._serialized_end=356
   _globals['_BACKEND']._serialized_start=359
-  _globals['_BACKEND']._serialized_end=610
-  _globals['_CORDONBACKENDREQUEST']._serialized_start=612
-  _globals['_CORDONBACKENDREQUEST']._serialized_end=665
-  _globals['_CORDONBACKENDRESPONSE']._serialized_start=667
-  _globals['_CORDONBACKENDRESPONSE']._serialized_end=733
-  _globals['_DRAINBACKENDREQUEST']._serialized_start=735
-  _globals['_DRAINBACKENDREQUEST']._serialized_end=792
-  _globals['_DRAINBACKENDRESPONSE']._serialized_start=794
-  _globals['_DRAINBACKENDRESPONSE']._serialized_end=852
-  _globals['_FLEETSERVICE']._serialized_start=1038
-  _globals['_FLEETSERVICE']._serialized_end=1487
+  _globals['_BACKEND']._serialized_end=657
+  _globals['_MODELDRIFT']._serialized_start=659
+  _globals['_MODELDRIFT']._serialized_end=737
+  _globals['_CORDONBACKENDREQUEST']._serialized_start=739
+  _globals['_CORDONBACKENDREQUEST']._serialized_end=792
+  _globals['_CORDONBACKENDRESPONSE']._serialized_start=794
+  _globals['_CORDONBACKENDRESPONSE']._serialized_end=860
+  _globals['_DRAINBACKENDREQUEST']._serialized_start=862
+  _globals['_DRAINBACKENDREQUEST']._serialized_end=919
+  _globals['_DRAINBACKENDRESPONSE']._serialized_start=921
+  _globals['_DRAINBACKENDRESPONSE']._serialized_end=979
+  _globals['_FLEETSERVICE']._serialized_start=1165
+  _globals['_FLEETSERVICE']._serialized_end=1614
 # @@protoc_insertion_point(module_scope)

@@ -60,7 +60,7 @@ class WatchBackendsResponse(_message.Message):
     def __init__(self, backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ...) -> None: ...
 
 class Backend(_message.Message):
-    __slots__ = ("spec", "state", "address", "load", "load_age_s", "prefills_in_flight", "decodes_in_flight", "kv_tokens_booked")
+    __slots__ = ("spec", "state", "address", "load", "load_age_s", "prefills_in_flight", "decodes_in_flight", "kv_tokens_booked", "model_drift")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Backend(_message.Message):
     PREFILLS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     DECODES_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_BOOKED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DRIFT_FIELD_NUMBER: _ClassVar[int]
     spec: _common_pb2.BackendSpec
     state: BackendState
     address: str
@@ -77,7 +78,16 @@ class Backend(_message.Message):
     prefills_in_flight: int
     decodes_in_flight: int
     kv_tokens_booked: int
-    def __init__(self, spec: _Optional[_Union[_common_pb2.BackendSpec, _Mapping]] = ..., state: _Optional[_Union[BackendState, str]] = ..., address: _Optional[str] = ..., load: _Optional[_Union[_common_pb2.LoadReport, _Mapping]] = ..., load_age_s: _Optional[float] = ..., prefills_in_flight: _Optional[int] = ..., decodes_in_flight: _Optional[int] = ..., kv_tokens_booked: _Optional[int] = ...) -> None: ...
+    model_drift: ModelDrift
+    def __init__(self, spec: _Optional[_Union[_common_pb2.BackendSpec, _Mapping]] = ..., state: _Optional[_Union[BackendState, str]] = ..., address: _Optional[str] = ..., load: _Optional[_Union[_common_pb2.LoadReport, _Mapping]] = ..., load_age_s: _Optional[float] = ..., prefills_in_flight: _Optional[int] = ..., decodes_in_flight: _Optional[int] = ..., kv_tokens_booked: _Optional[int] = ..., model_drift: _Optional[_Union[ModelDrift, _Mapping]] = ...) -> None: ...
+
+class ModelDrift(_message.Message):
+    __slots__ = ("prefill", "decode")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    prefill: float
+    decode: float
+    def __init__(self, prefill: _Optional[float] = ..., decode: _Optional[float] = ...) -> None: ...
 
 class CordonBackendRequest(_message.Message):
     __slots__ = ("backend", "undo")

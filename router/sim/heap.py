@@ -1,0 +1,56 @@
+"""Virtual time: what will happen, in order of (time, seq). Nothing sleeps.
+
+An entry holds a function and its arguments rather than a closure: a simulation makes dozens of entries a
+request, and a closure costs more than the entry.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from router.model import Seconds
+
+Entry = tuple[Seconds, int, bool, Callable[..., None], tuple[Any, ...]]
+
+
+class Heap:
+    """Things to come. Background entries (load reports, timers that may be dead) are nothing to go on for by
+    themselves."""
+
+    __slots__ = ("_entries", "_seq", "foreground", "now")
+
+    def __init__(self) -> None:
+        self.now: Seconds = 0.0
+        self.foreground = 0
+        """Entries that are not background."""
+        self._entries: list[Entry] = []
+        self._seq = 0
+
+    @property
+    def events(self) -> int:
+        """Entries so far."""
+        return self._seq
+
+    def at(self, time: Seconds, do: Callable[..., None], *args: Any) -> None:
+        """Let something happen at a time, after what was set for that time before."""
+        self._seq += 1
+        self.foreground += 1
+        heapq.heappush(self._entries, (time if time > self.now else self.now, self._seq, True, do, args))
+
+    def background(self, time: Seconds, do: Callable[..., None], *args: Any) -> None:
+        """As `at`, but no reason to go on."""
+        self._seq += 1
+        heapq.heappush(self._entries, (time if time > self.now else self.now, self._seq, False, do, args))
+
+    def next_at(self) -> Seconds | None:
+        """When the next entry is due."""
+        return self._entries[0][0] if self._entries else None
+
+    def step(self) -> None:
+        """Let the next entry happen."""
+        self.now, _, foreground, do, args = heapq.heappop(self._entries)
+        if foreground:
+            self.foreground -= 1
+        do(*args)

@@ -1,0 +1,1 @@
+"""The mock in real time against the same engine in virtual time."""
