@@ -73,7 +73,7 @@ class Schedule:
         self._leaving: list[Sequence] = []
         """Ended after the next step was put together; they hold slots and blocks until it is."""
         self._unsettled = False
-        """Whether the step that was put together missed an arrival or an end."""
+        """Whether the step that was put together left out somebody whom the next one may take."""
 
     @property
     def waiting(self) -> int:
@@ -202,7 +202,9 @@ class Schedule:
         pulls = self.reserve()
         for sequence in self._chunking.values():
             self._take_chunk(sequence)
-        if (self._waiting or self._ready) and (not preempted or not self.running):
+        if preempted and self.running:
+            self._unsettled = True  # nobody is admitted in this step, but somebody may be in the next
+        elif self._waiting or self._ready:
             self._admit(at)
         return pulls
 
@@ -215,7 +217,7 @@ class Schedule:
         if self._prompts_turn:
             self._take_prompts(at)
         if not self.chunks:
-            self._make_room()
+            self._unsettled |= self._make_room()  # whoever lost its room may be back with the next step
             self._admit(at, prompts=False)
             if not self.batch.members:
                 # Whoever decoded lost its room, or what came from a peer lacks a part of its prompt.

@@ -59,7 +59,7 @@ def _reason_in(details: bytes) -> str:
     info = error_details_pb2.ErrorInfo()
     try:
         status = status_pb2.Status.FromString(details)
-        found = any(detail.Unpack(info) for detail in status.details if detail.Is(info.DESCRIPTOR))
+        found = any(detail.Unpack(info) for detail in status.details)
     except DecodeError:
         return ""
     return info.reason if found else ""

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 
 from router.cli import console
 from router.cli.options import POSITIVE
+from router.cli.trouble import RUN_FAILED
 from router.plan.advice import Advice, Answer, Brief, as_dict
 from router.plan.advise import advise
 from router.plan.chart import chart
@@ -33,7 +34,8 @@ Examples:
 
 \b
 Needs SciPy: pip install 'polyphase[plan]'.
-Exit codes: 0 done; 2 wrong usage; 78 a bad file, no SciPy, or no fleet that can do it, with the reason.
+Exit codes: 0 done; 1 no fleet was found that holds; 2 wrong usage; 78 a bad file, no SciPy, or a workload
+that nothing on offer can serve, with the reason.
 """
 
 
@@ -118,6 +120,8 @@ def command(**given: Any) -> None:
         given["chart_to"].write_text(chart(advice), encoding="utf-8")
         out.print(f"Chart: {given['chart_to']}")
     console.write_json(as_dict(advice), given["json_to"])
+    if not advice.answers:
+        raise SystemExit(RUN_FAILED)
 
 
 def _advise(brief: Brief, out: Console) -> Advice:
@@ -169,7 +173,8 @@ def _capital(text: str) -> tuple[str, float]:
 
 def tables(advice: Advice) -> RenderableType:
     """The advice in words and numbers."""
-    parts = [_demand(advice), _ranked(advice), _routes(advice), _flips(advice), _remarks(advice)]
+    ranked = _ranked(advice) if advice.answers else None
+    parts = [_demand(advice), ranked, _routes(advice), _flips(advice), _remarks(advice)]
     return Group(*(part for part in parts if part))
 
 

@@ -31,6 +31,15 @@ UNITS = {
     "power": "one watt more",
     "usd": "one USD/h more",
 }
+LIMITS = {
+    "device": "device time of {0}",
+    "prompts": "prompt time of {0}",
+    "kv": "KV room of {0}",
+    "link": "KV egress of {0}",
+    "ingress": "KV ingress of {0}",
+    "unit": "the number of {0}",
+    "power": "power",
+}
 EPILOG = """
 \b
 Examples:
@@ -145,15 +154,13 @@ def _capacity(ladder: Ladder) -> RenderableType | None:
     if not ladder.binding:
         return None
     plan = ladder.capacity
-    title = (
-        f"\nAt most {plan.served:.3g} requests/s of this mix, {plan.objective:.3g} times the load. Worth of:"
-    )
-    table = console.grid("", "requests/s", title=title)
+    table = console.grid("Worth of", "requests/s")
     shown = {name: value for name, value in ladder.binding.items() if not _is_repeated(name, ladder.binding)}
     for name, value in shown.items():
         limit, _, supply = name.partition(":")
         table.add_row(UNITS[limit].format(supply), f"+{value:.3g}")
-    return table
+    told = f"\nAt most {plan.served:.3g} requests/s of this mix, {plan.objective:.3g} times the load."
+    return Group(told, table)
 
 
 def _is_repeated(name: str, binding: Mapping[str, float]) -> bool:
@@ -176,7 +183,9 @@ def _phases(ladder: Ladder) -> RenderableType:
 def _verdict(ladder: Ladder) -> str:
     lines: list[str] = []
     if ladder.is_overload:
-        binds = next(iter(ladder.binding), "the objectives")
+        names = [name for name in ladder.binding if not _is_repeated(name, ladder.binding)]
+        limit, _, supply = names[0].partition(":") if names else ("", "", "")
+        binds = LIMITS.get(limit, "the objectives").format(supply)
         lines.append(
             f"Unstable: {ladder.offered_per_s:.3g} requests/s came and no policy can sustain more than"
             f" {ladder.capacity.served:.3g}/s; what binds first is {binds}."

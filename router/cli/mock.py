@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from backends.catalogue import fleet_names, load_fleet
+from backends.shell.clock import precise_loop
 from backends.shell.mock import run_mock
 from backends.shell.server import LOOPBACK, MockFleetServer
 from router.address import IPNetwork
@@ -87,7 +88,9 @@ def command(
     They speak the protocol of real workers, take as long as a model of their device says, and produce
     tokens that a client can check. All workers of the fleet listen on one port.
     """
-    asyncio.run(_mock(load_fleet(fleet).backends, listen, advertise, register_at, allowed, seed, supervised))
+    specs = load_fleet(fleet).backends
+    with asyncio.Runner(loop_factory=precise_loop) as runner:
+        runner.run(_mock(specs, listen, advertise, register_at, allowed, seed, supervised))
 
 
 async def _mock(

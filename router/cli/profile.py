@@ -15,7 +15,7 @@ from rich.text import Text
 from backends.catalogue import load_profile, profile_names
 from backends.hardware import device_names, load_device, load_shape, shape_names
 from backends.models.efficiency import ENGINES
-from backends.models.latency import StepModel
+from backends.models.laws import law_of
 from backends.models.prior_text import profile_text
 from backends.models.profile import Profile, parse_profile
 from backends.models.roofline import Prior, prior
@@ -162,7 +162,7 @@ def profile_name(worked_out: Prior) -> str:
 
 def headline(profile: Profile) -> str:
     """A profile in a line."""
-    spec, law = profile.spec, StepModel(profile.spec.step)
+    spec, law = profile.spec, law_of(profile.spec)
     decode, prefill = console.duration(law.decode_step_s(1, 1024)), console.duration(law.prefill_s(1024))
     return (
         f"{spec.count} x {spec.device}, {spec.models[0]}: decode {decode} "
@@ -178,7 +178,7 @@ def _batches(profile: Profile) -> tuple[int, ...]:
 
 
 def _prediction(profile: Profile, batch: int, context: int, prompt: int) -> dict[str, Any]:
-    law, spec = StepModel(profile.spec.step), profile.spec
+    law, spec = law_of(profile.spec), profile.spec
     step_s = law.decode_step_s(batch, batch * context)
     note = range_note(profile.provenance.valid_range, batch=batch, context=context, prompt=prompt)
     if batch * context > spec.kv_capacity_tokens:

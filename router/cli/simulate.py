@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from router.model import ServiceLevel
 from router.sim.classes import Workload
 from router.sim.contest import contestant
 from router.sim.experiment import Experiment, Plan, carry_out
+from router.sim.memory import ease_collection
 from router.sim.run import Contestant, Progress
 from router.sim.workload_file import load_workload, workload_of_trace
 
@@ -146,10 +146,7 @@ def _workload(given: dict[str, Any]) -> Workload:
 
 
 def _run(plan: Plan, out: Console) -> Experiment:
-    # A simulation makes millions of objects and no cycles worth collecting: looking for them at the default
-    # thresholds costs a tenth of the time.
-    gc.set_threshold(200_000, 20, 100)
-    gc.freeze()
+    ease_collection()
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TimeRemainingColumn(),

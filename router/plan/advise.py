@@ -32,6 +32,7 @@ from router.plan.sizing import (
     unit_prices,
     why_infeasible,
 )
+from router.plan.supply import NO_LIMITS
 from router.plan.tco import nameplate_w
 from router.plan.verify import Trial, Verifier, named
 
@@ -41,6 +42,8 @@ MOST_TRIMS: Final = 10
 """Simulations spent on taking units away."""
 PEERS: Final = 2
 """Fleets of one kind shown for comparison."""
+PEER_LEEWAY: Final = 1.5
+"""They are tried as long as they do not cost so many times as much as the best known."""
 
 
 def advise(brief: Brief, tell: Callable[[str], None] = lambda text: None) -> Advice:
@@ -74,6 +77,8 @@ class _Search:
             brief.rate_scale,
             tell,
         )
+        self._held_at = UTILISATIONS[-1]
+        """The largest share of the units that could be planned for."""
         self._specs = {supply.name: supply.spec for supply in market.supplies}
 
     def advice(self) -> Advice:
@@ -92,7 +97,7 @@ class _Search:
         others = [self._costed(self._answer(one)) for one in self._verifier.known if one.holds]
         others = [one for one in others if one.name != named(best.fleet)]
         prices = price_flips(self._costed(best), others)
-        return (*prices, *demand_flips(self._asked, self._sizing, best.headroom, self._tell))
+        return (*prices, *demand_flips(self._asked, self._sizing, self._held_at, self._tell))
 
     def _costed(self, one: Answer) -> Costed:
         prices = self._brief.prices
@@ -120,10 +125,12 @@ class _Search:
             if fleet_of(plan) == fleet:
                 continue
             fleet = fleet_of(plan)
-            if len(sizing.supplies) > 1 and self._is_beaten(goal, plan.objective):
-                return  # a fleet of one kind is tried all the same: for comparison
+            leeway = 1.0 if len(sizing.supplies) > 1 else PEER_LEEWAY
+            if self._is_beaten(goal, plan.objective / leeway):
+                return
             trial = self._verifier.trial(fleet)
             if trial.holds:
+                self._held_at = max(self._held_at, utilisation)
                 self._trim(goal, sizing, fleet)
                 return
             why = trial.why_not
@@ -137,9 +144,10 @@ class _Search:
     def _stuck(self, sizing: Sizing, fleet: Fleet, why: str) -> ConfigError:
         if not fleet:
             return why_infeasible(sizing)
+        larger = "" if self._sizing.limits == NO_LIMITS else " A larger one breaks a limit."
         return ConfigError(
             "no fleet within the limits was found that holds the objectives in simulation; the largest tried "
-            f"was {named(fleet)}: {why}. Relax the objectives or the limits, or try another policy."
+            f"was {named(fleet)}: {why}.{larger} Relax the objectives or the limits, or try another policy."
         )
 
     def _trim(self, goal: Goal, sizing: Sizing, fleet: Fleet) -> None:
@@ -191,7 +199,7 @@ class _Search:
         chosen: dict[str, Answer] = {}
         for goal, merit in MERITS.items():
             fit = [one for one in holding if self._allowed(goal, one.fleet)]
-            if fit:
+            if fit and (goal is not Goal.MOST_FLEXIBLE or self._most_flexible > 0.0):
                 chosen[str(goal)] = min(fit, key=merit)
         alone = sorted((one for one in holding if not one.is_mixed), key=MERITS[Goal.CHEAPEST])
         best_of: dict[str, Answer] = {}

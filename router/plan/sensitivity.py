@@ -1,9 +1,9 @@
 """At which price, load or objective the answer becomes another fleet.
 
 Prices: exactly, among the fleets that were verified; their costs are lines in each price, so the crossing
-is a formula. Loads and objectives: by the program with whole units, at the share of the units that the answer
-uses, since every load would have to be simulated anew; the factor is moved away from 1 in steps, and the step
-in which the set of types changes is halved until it is known within 10 %. Nothing is simulated here.
+is a formula. Loads and objectives: by the program with whole units, at the share of the units that could be
+planned for, since every load would have to be simulated anew; the factor is moved away from 1 in steps, and
+the step in which the set of types changes is halved until it is known within 10 %. Nothing is simulated here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ STRICTER: Final = (0.8, 0.6, 0.4)
 LOOSER: Final = (1.3, 2.0, 4.0)
 MOST: Final = 10.0
 """Factors beyond it, or below its inverse, are not mentioned."""
-LEAST_UTILISATION: Final = 0.1
 Mix = frozenset[str]
 
 
@@ -72,11 +71,9 @@ def _crossing(best: Costed, other: Costed, part: str) -> float:
     return 1.0 + lead / slope if abs(slope) > 1e-12 else 0.0
 
 
-def demand_flips(
-    asked: Asked, sizing: Sizing, headroom: float, tell: Callable[[str], None]
-) -> Iterator[Flip]:
-    """The nearest flip in each direction of the load and of the latency objectives."""
-    share = min(1.0, max(LEAST_UTILISATION, 1.0 / headroom))
+def demand_flips(asked: Asked, sizing: Sizing, share: float, tell: Callable[[str], None]) -> Iterator[Flip]:
+    """The nearest flip in each direction of the load and of the latency objectives; `share` of each unit
+    may be planned for."""
     base = _mix(sizing, share)
     tell("sensitivity: load")
     for factors in (LOADS, LIGHTER):

@@ -7,7 +7,7 @@ ever do. `utilisation` below 1 leaves room for queues; how much is needed is fou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -19,7 +19,7 @@ from router.plan.playback import Asked
 from router.plan.program import InfeasibleError
 from router.plan.supply import NO_LIMITS, Demand, Effort, Efforts, Limits, Supply
 from router.plan.tasks import representatives
-from router.plan.tco import Prices
+from router.plan.tco import Prices, nameplate_w
 from router.plan.work import Task, floors_of, least_efforts
 
 KINDS: Final = 36
@@ -185,36 +185,35 @@ def why_infeasible(sizing: Sizing) -> ConfigError:
 
 
 def _which_limit(sizing: Sizing) -> ConfigError:
-    lacks: list[str] = []
-    free = replace(sizing, limits=NO_LIMITS, min_flexible=0.0)
-    try:
-        usd = size(free, Goal.CHEAPEST, whole=False)
-        rent = sum(units * _spec_usd(sizing, name) for name, units in usd.units.items())
-        if rent > sizing.limits.usd_per_hour:
-            lacks.append(
-                f"it takes at least {rent:.2f} USD/h and the budget is {sizing.limits.usd_per_hour:.2f}"
-            )
-        watts = _least_provisioned(free)
-        if watts > sizing.limits.provisioned_w:
-            lacks.append(
-                f"at least {watts / 1000:.3g} kW have to be provisioned and the limit is "
-                f"{sizing.limits.provisioned_w / 1000:.3g} kW at the backends"
-            )
-    except InfeasibleError:
-        lacks.append(f"more than {max(s.units for s in sizing.supplies):g} units of a type would be needed")
+    """Each limit against the least that any fleet of whole units takes of it."""
+    limits, lacks = sizing.limits, [*_lacks(sizing)]
     if not lacks and sizing.min_flexible > 0.0:
         lacks.append(f"devices that can load any model cannot serve {sizing.min_flexible:.0%} of it")
-    reason = "; ".join(lacks) or "the limits contradict each other when taken together with whole units"
+    reason = "; ".join(lacks) or (
+        f"each limit can be met alone, but not {limits.usd_per_hour:g} USD/h, "
+        f"{limits.provisioned_w / 1000:.3g} kW and a flexible share of {sizing.min_flexible:.0%} together"
+    )
     return ConfigError(f"no fleet meets all limits: {reason}. Relax a limit, the objectives or the load.")
 
 
-def _least_provisioned(sizing: Sizing) -> float:
-    plates = {s.name: s.spec.power.cap_w for s in sizing.supplies}
-    return cheapest(sizing.demands, sizing.supplies, sizing.efforts, Wish(plates)).objective
+def _lacks(sizing: Sizing) -> Iterator[str]:
+    limits = sizing.limits
+    try:
+        usd = _least(sizing, {s.name: s.spec.usd_per_hour for s in sizing.supplies})
+        watts = _least(sizing, {s.name: nameplate_w(s.spec) for s in sizing.supplies})
+    except InfeasibleError:
+        yield f"more than {max(s.units for s in sizing.supplies):g} units of a type would be needed"
+        return
+    if usd > limits.usd_per_hour:
+        yield f"the rent is at least {usd:.2f} USD/h and the budget is {limits.usd_per_hour:.2f}"
+    if watts > limits.provisioned_w:
+        least, most = watts * sizing.prices.pue / 1000, limits.provisioned_w * sizing.prices.pue / 1000
+        yield f"at least {least:.3g} kW have to be provisioned at the site and the limit is {most:.3g} kW"
 
 
-def _spec_usd(sizing: Sizing, name: str) -> float:
-    return next(s.spec.usd_per_hour for s in sizing.supplies if s.name == name)
+def _least(sizing: Sizing, prices: Mapping[str, float]) -> float:
+    """The least that whole units cost in any prices, without limits."""
+    return cheapest(sizing.demands, sizing.supplies, sizing.efforts, Wish(prices, whole=True)).objective
 
 
 def unit_prices(sizing: Sizing, goal: Goal) -> dict[str, float]:

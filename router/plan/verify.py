@@ -139,8 +139,8 @@ class Verifier:
         missed = ", ".join(
             f"{name} {met / of:.1%}" for name, (met, of) in one.kept.items() if of and met < of
         )
-        unmet = missed or "requests failed"
-        return f"class {one.name}: {one.attainment:.1%} within all objectives, {self._target:.0%} wanted ({unmet})"
+        kept = f"{one.attainment:.1%} within all objectives, {self._target:.0%} wanted"
+        return f"class {one.name}: {kept} ({missed or 'requests failed'})"
 
     def _late(self, one: ClassResult, result: SimResult, deadline_s: float) -> str:
         whole = self._workload.requests or result.arrived

@@ -44,13 +44,11 @@ class Heap:
         self._seq += 1
         heapq.heappush(self._entries, (time if time > self.now else self.now, self._seq, False, do, args))
 
-    def next_at(self) -> Seconds | None:
-        """When the next entry is due."""
-        return self._entries[0][0] if self._entries else None
-
-    def step(self) -> None:
-        """Let the next entry happen."""
-        self.now, _, foreground, do, args = heapq.heappop(self._entries)
-        if foreground:
-            self.foreground -= 1
-        do(*args)
+    def run(self, until: Seconds, goes_on: Callable[[], bool]) -> None:
+        """Let entries happen in order up to `until`, for as long as goes_on() says so before each."""
+        entries, pop = self._entries, heapq.heappop
+        while entries and entries[0][0] <= until and goes_on():
+            self.now, _, foreground, do, args = pop(entries)
+            if foreground:
+                self.foreground -= 1
+            do(*args)

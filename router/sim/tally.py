@@ -100,9 +100,9 @@ class Tally:
         self.ended += 1
         self.ended_at = now
         of = self._class(report.request)
-        met = dict(objectives_met(report, now))
+        met = objectives_met(report, now)
         if token_times is not None and report.finish is not None:
-            self._jitter(of, report, met, token_times)
+            met = self._jitter(of, report, met, token_times)
         of.judge(met)
         of.cost_usd += report.cost_usd
         of.energy_j += report.energy_j
@@ -110,12 +110,11 @@ class Tally:
         if report.finish is None:
             self.failures[report.error] += 1
             self.crowded += report.error in CROWDED
-            where = report.error
         else:
-            where = self._finished(of, report)
-        self.fates.add(report, bool(met["all"]), where)
+            self._finished(of, report)
+        self.fates.add(report, met["all"])
 
-    def _finished(self, of: ClassTally, report: Report) -> str:
+    def _finished(self, of: ClassTally, report: Report) -> None:
         prefill, decode = last_use(report, Phase.PREFILL), last_use(report, Phase.DECODE)
         decode = decode or prefill
         of.ok += 1
@@ -123,10 +122,8 @@ class Tally:
         of.output_tokens += report.usage.output_tokens
         split = prefill is not None and decode is not None and prefill.backend != decode.backend
         of.time(report, split)
-        if prefill is None or decode is None:
-            return ""
-        self._flow(prefill, decode, report)
-        return f"{prefill.backend} → {decode.backend}" if split else prefill.backend
+        if prefill is not None and decode is not None:
+            self._flow(prefill, decode, report)
 
     def _flow(self, prefill: PhaseUse, decode: PhaseUse, report: Report) -> None:
         self.prefills[prefill.backend] += 1
@@ -141,7 +138,9 @@ class Tally:
         counts[1] += report.usage.prompt_tokens
         counts[2] += report.usage.output_tokens
 
-    def _jitter(self, of: ClassTally, report: Report, met: dict[str, bool], times: array[float]) -> None:
+    def _jitter(
+        self, of: ClassTally, report: Report, met: Mapping[str, bool], times: array[float]
+    ) -> Mapping[str, bool]:
         limit = report.request.slo.jitter_ratio
         gaps = [after - before for before, after in pairwise(times)]
         itl = of.times.setdefault("itl", Histogram())
@@ -149,9 +148,9 @@ class Tally:
             itl.add(gap)
         ratio = jitter(gaps)
         of.times.setdefault("jitter", Histogram()).add(ratio)
-        if limit is not None:
-            met["jitter"] = ratio <= limit
-            met["all"] = met["all"] and ratio <= limit
+        if limit is None:
+            return met
+        return {**met, "jitter": ratio <= limit, "all": met["all"] and ratio <= limit}
 
     def _class(self, request: Request) -> ClassTally:
         name = request.workload_class
@@ -184,6 +183,16 @@ def jitter(gaps: list[float]) -> float:
     return p99 / p50 if p50 > 0 else 1.0
 
 
+def _where(report: Report) -> str:
+    """The backends of the attempt that succeeded, or why none did."""
+    prefill, decode = last_use(report, Phase.PREFILL), last_use(report, Phase.DECODE)
+    if report.finish is None:
+        return report.error
+    if prefill is None or decode is None or prefill.backend == decode.backend:
+        return prefill.backend if prefill is not None else ""
+    return f"{prefill.backend} → {decode.backend}"
+
+
 class Fates:
     """The fates of a sample. Whether a request is in it depends on its id alone, so that runs of different
     policies keep the same requests; the sample shrinks by half when it is full."""
@@ -193,14 +202,14 @@ class Fates:
         self._most = most
         self._below = 1 << 32
 
-    def add(self, report: Report, met: bool, where: str) -> None:
+    def add(self, report: Report, met: bool) -> None:
         """Keep the fate of a request, if it is in the sample."""
         name = report.request.id
         if self._below < 1 << 32 and zlib.crc32(name.encode()) >= self._below:
             return
         finished = report.finish is not None
         e2e_s = report.times.e2e_s if finished else float("inf")
-        self.kept[name] = Fate(met, e2e_s, report.times.ttft_s, where)
+        self.kept[name] = Fate(met, e2e_s, report.times.ttft_s, _where(report))
         while len(self.kept) > self._most:
             self._below //= 2
             self.kept = {k: v for k, v in self.kept.items() if zlib.crc32(k.encode()) < self._below}

@@ -45,7 +45,7 @@ from router.core.messages import (
 from router.core.ports import Tap
 from router.model import BackendSpec, KVHandle, Report, Request, Seconds
 from router.sim.heap import Heap
-from router.sim.network import Network
+from router.sim.network import Network, Spread
 from router.sim.worker import Worker
 
 
@@ -107,8 +107,8 @@ class World:
         self._source_armed: Seconds | None = None
         self._core_armed: Seconds | None = None
         self._live: dict[str, Request] = {}
-        self._heard: dict[str, Seconds] = {}
-        """When the last message about a request gets to the router, where delays vary."""
+        self._heard: dict[str, tuple[Seconds, Seconds]] = {}
+        """Where delays vary: when the last message about a request was sent, and when it arrives."""
         self._keys = 0
         self._boots = 0
         self._workers: dict[str, Worker] = {}
@@ -160,11 +160,10 @@ class World:
 
     def run(self, until: Seconds = float("inf")) -> None:
         """Go on until `until`, until no request is live and nothing is under way, or until `stop`."""
-        heap = self._heap
-        while (due := heap.next_at()) is not None and due <= until:
-            if self.stopped or not (self._live or heap.foreground):
-                return
-            heap.step()
+        self._heap.run(until, self._goes_on)
+
+    def _goes_on(self) -> bool:
+        return bool(self._live or self._heap.foreground) and not self.stopped
 
     def stop(self, reason: str) -> None:
         """Let `run` return."""
@@ -268,16 +267,23 @@ class World:
             worker.do(Release(action.kv))
 
     def say(self, request_id: str, fact: Fact) -> None:
-        """A worker's message about a request is on its way to the router, behind those sent before it.
-
-        Only messages about one request keep their order where delays vary: on a lane all do, but there a
-        delay lasts for many messages, and delays that are drawn apart would add up behind the longest.
-        """
+        """A worker's message about a request is on its way to the router."""
         due = self._heap.now + self._network.one_way_s
         if self._network.up is not None:
-            due = max(self._heard.get(request_id, 0.0), due + self._network.up.draw(self._rng))
-            self._heard[request_id] = due
+            due = self._heard_at(request_id, due, self._network.up)
         self._heap.at(due, self._tell, fact)
+
+    def _heard_at(self, request_id: str, due: Seconds, up: Spread) -> Seconds:
+        """Messages about one request keep their order, and what is said at one moment travels in one frame.
+
+        Those about different requests may overtake each other. On a lane none does, but there a delay lasts
+        for many messages, and delays that are drawn apart would pile up behind the longest.
+        """
+        said, heard = self._heard.get(request_id, (-1.0, 0.0))
+        if said < self._heap.now:
+            heard = max(heard, due + up.draw(self._rng))
+            self._heard[request_id] = (self._heap.now, heard)
+        return heard
 
     # --- workers ---
 

@@ -3,9 +3,15 @@
 import sys
 from types import ModuleType
 
-from tests.bench import core_facts, engine_steps, parity, relay
+from tests.bench import core_facts, engine_steps, parity, relay, simulation
 
-ROOMS: dict[str, ModuleType] = {"core": core_facts, "engine": engine_steps, "parity": parity, "relay": relay}
+ROOMS: dict[str, ModuleType] = {
+    "core": core_facts,
+    "engine": engine_steps,
+    "parity": parity,
+    "relay": relay,
+    "simulation": simulation,
+}
 
 
 def main(names: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.policies.additions import Addition, additions
 from tests.bench.policies.field import CHAMPION, Spot, contestants, fleets, is_baseline
 from tests.bench.policies.grid import Outcome, gather, run_spot, scale_of, spots
 from tests.bench.policies.monotone import RATES, Trial, summary, trial
@@ -14,6 +15,7 @@ from tests.bench.policies.report import best_baseline, cells, goodput, markdown,
 from tests.bench.policies.rows import Row
 
 LABELS = ["predicted", "dynamo", "round_robin"]
+ADDED = [Addition("mixed", "npu", 0.99, 1.01)]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,9 @@ def test_both_files_have_what_was_found(outcome: Outcome, trials: list[Trial], t
     """A row per cell and policy, the experiment, and a page that names them."""
     rows: dict[tuple[str, str, float, str], Row] = {}
     gather(rows, outcome)
-    write(tmp_path, list(rows.values()), trials, {"spots": 1, "policies": 3, "wall_s": 1.0})
+    write(tmp_path, list(rows.values()), trials, ADDED, {"spots": 1, "policies": 3, "wall_s": 1.0})
     found = json.loads((tmp_path / "policies.json").read_text(encoding="utf-8"))
-    assert set(found["monotone"]) == {"dynamo_rule_ratio", "ours_ratio", "trials"}
+    assert set(found["monotone"]) == {"dynamo_rule_ratio", "ours_ratio", "trials", "additions"}
     assert [row["policy"] for row in found["rows"]] == LABELS
     first = found["rows"][0]
     assert 0 < first["goodput_per_s"] <= first["rate_per_s"] * 1.5
@@ -67,6 +69,13 @@ def test_both_files_have_what_was_found(outcome: Outcome, trials: list[Trial], t
     page = (tmp_path / "policies.md").read_text(encoding="utf-8")
     assert "| homogeneous | chat | 0.1 | predicted |" in page
     assert overall(list(rows.values()))["homogeneous"]["cells"] == 1
+
+
+def test_each_device_is_added_once() -> None:
+    """Two kinds of GPU, each with and without one of them; the older ones do no harm in the mean."""
+    found = additions(["fast-slow"], requests=300)
+    assert [one.backend for one in found] == ["b200-1", "h100-1"]
+    assert all(0.3 < one.mean_ratio < 1.1 for one in found)
 
 
 def made(policy: str, met: int) -> Row:
@@ -93,7 +102,7 @@ def test_losses_are_listed(trials: list[Trial]) -> None:
     """A cell in which a baseline is more than 2 % ahead appears with its name and ratio."""
     rows = [made(CHAMPION, 80), made("dynamo", 100), made("least_loaded", 100)]
     assert best_baseline(cells(rows)["f", "w", 0.5], goodput) == ("dynamo", 10.0)
-    page = markdown(rows, trials, {"spots": 1, "policies": 3, "wall_s": 1.0})
+    page = markdown(rows, trials, ADDED, {"spots": 1, "policies": 3, "wall_s": 1.0})
     assert "| f | w | 0.5 | 0.80 | dynamo |" in page
 
 

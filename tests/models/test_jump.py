@@ -1,7 +1,7 @@
 """Jumping over uneventful steps gives exactly what stepping through them gives."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from random import Random
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 from backends.models.latency import Price, StepModel
 from backends.models.messages import DecodeFinished, StepTokens, Stop
 from backends.models.metering import Tariff, Work
+from backends.models.schedule import Schedule
 from backends.models.stretch import Cap, Noise, Stretch
-from router.model import BackendSnapshot, Seconds
+from router.model import BackendSnapshot, PhaseCost, Seconds
 from tests.models.drive import KINDS, STEP, WATTS, backend, engine, of, prefill, run, until
 
 TARIFF = Tariff(StepModel(STEP), WATTS, 1000.0)
@@ -75,6 +76,38 @@ def test_jumping_equals_stepping(seed: int, kind: str, sigma: float) -> None:
     stepped, jumped = telling(True, seed, sigma, kind), telling(False, seed, sigma, kind)
     assert stepped == jumped
     assert of(stepped[0], DecodeFinished)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_closed_forms_equal_sums_over_single_steps(
+    seed: int, kind: str, sigma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that never takes two steps at once tells the same story, to rounding."""
+    jumped = telling(False, seed, sigma, kind)
+    monkeypatch.setattr(Schedule, "uneventful_steps", lambda self, at_most: 1)
+    single = telling(True, seed, sigma, kind)
+    assert [type(event) for event in single[0]] == [type(event) for event in jumped[0]]
+    for one, other in zip(single[0], jumped[0], strict=True):
+        assert numbers_of(one) == pytest.approx(numbers_of(other))
+    assert single[1].keys() == jumped[1].keys()
+    for key, (at, index) in single[1].items():
+        assert (at, index) == pytest.approx(jumped[1][key])
+    for one, other in zip(single[2], jumped[2], strict=True):
+        assert numbers_of(one) == pytest.approx(numbers_of(other))
+
+
+def numbers_of(value: Any) -> list[float]:
+    """The numbers in an event or a snapshot, in order."""
+    found: list[float] = []
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if isinstance(part, PhaseCost):
+            found += numbers_of(part)
+        elif isinstance(part, int | float):
+            found.append(part)
+    return found
 
 
 def test_the_regressors_grow_with_every_step() -> None:

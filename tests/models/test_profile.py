@@ -106,6 +106,8 @@ def test_shipped_profiles_say_where_they_come_from(name: str) -> None:
         ("groq-v1-llama-3.1-8b", 32, 32_000, 1.280, 0, 0.0),
         ("xdna2-llama-3.1-8b", 1, 1_000, 132.36, 100, 200.0),
         ("xdna2-llama-3.2-1b", 1, 8_192, 34.08, 0, 0.0),
+        # 2.12 + 5.7 (1 - exp(-8 / 13)) + 0.055 x 8 + 0.0053 x 8.192; 7 + 13.4 x 2.048 + 0.406 x 2.048^2 / 2
+        ("b200-gpt-oss-120b", 8, 8192, 5.22296, 2048, 35.2946),
     ],
 )
 def test_shipped_profiles_give_the_anchors(

@@ -105,8 +105,7 @@ def may(view: BackendView, phase: Phase, asked: Request, output: int) -> bool:
         return False
     if phase is Phase.PREFILL:
         return ours.prefills < 32 and used + asked.prompt_tokens <= s.kv_capacity_tokens
-    fits = used + asked.prompt_tokens + output <= s.kv_capacity_tokens and whole <= s.kv_capacity_tokens
-    return fits
+    return used + asked.prompt_tokens + output <= s.kv_capacity_tokens and whole <= s.kv_capacity_tokens
 
 
 def pairs(fleet: Views, asked: Request, output: int) -> list[tuple[BackendView, BackendView]]:

@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from tests.bench.policies.additions import REQUESTS, additions
 from tests.bench.policies.field import LOADS, WORKLOADS, contestants, fleets
 from tests.bench.policies.grid import Outcome, run_all, spots
 from tests.bench.policies.monotone import RATES, trial
@@ -26,12 +27,13 @@ def main() -> None:
     """Run what is asked for."""
     asked = _arguments()
     began = time.monotonic()
-    trials = [trial(name, rate, 500 if asked.quick else 4000) for name in IN_THE_EXPERIMENT for rate in RATES]
+    trials = [trial(name, rate, 500 if asked.quick else 2000) for name in IN_THE_EXPERIMENT for rate in RATES]
+    added = additions(fleets(asked.fleets), 300 if asked.quick else REQUESTS)
     grid = spots(fleets(asked.fleets), asked.workloads, asked.loads, asked.seeds)
     labels = [who.label for who in contestants(asked.policies)]
     rows = run_all(grid, labels, not asked.no_bounds, lambda outcome: _tell(outcome, began))
     about = {"spots": len(grid), "policies": len(labels), "wall_s": time.monotonic() - began}
-    write(asked.out, rows, trials, about)
+    write(asked.out, rows, trials, added, about)
     print(f"{asked.out / 'policies.md'} and policies.json, after {about['wall_s']:.0f} s")
 
 

@@ -56,7 +56,7 @@ def _of(fleet: str, requests: int) -> list[Addition]:
 def _run(fleet: str, specs: Sequence[BackendSpec], requests: int) -> SimResult:
     scale = scale_of(fleet, WORKLOAD).rate_scale * LOAD
     who = contestants([CHAMPION])[0]
-    load = endless(WORKLOAD)
+    load = endless(WORKLOAD, load_fleet(fleet))
     return simulate(specs, load, who, 1, rate_scale=scale, requests=requests, stop_when_unstable=False)
 
 

@@ -53,29 +53,33 @@ class Outcome:
 @cache
 def scale_of(fleet: str, workload: str) -> Scale:
     """The capacity of the fluid bound B1 for the mix, and for how long requests come."""
-    case, span_s = probe(load_fleet(fleet), endless(workload))
+    case, span_s = probe(load_fleet(fleet), workload)
     theta = capacity_of(case, span_s).objective
     rate = len(case.tasks) / span_s * theta
     window = max(WORKLOADS[workload], LEAST_REQUESTS / rate)
     return Scale(theta, rate, min(window, MOST_REQUESTS / rate))
 
 
-def probe(fleet: Fleet, workload: Workload) -> tuple[Case, float]:
+def probe(fleet: Fleet, workload: str) -> tuple[Case, float]:
     """The first requests of a workload, as planning sees them, and the time they took to come."""
     who, recording = recorded(contestants(["least_loaded"])[0])
-    simulate(fleet, workload, who, 1, requests=PROBE, stop_when_unstable=False)
+    simulate(fleet, endless(workload, fleet), who, 1, requests=PROBE, stop_when_unstable=False)
     tasks = recording.tasks()
     return case_of(tasks, supplies_of(fleet.backends)), tasks[-1].at_s - tasks[0].at_s
 
 
-def endless(workload: str) -> Workload:
-    """A shipped workload without its own bounds."""
-    return replace(load_workload(workload), duration_s=float("inf"), requests=None)
+def endless(workload: str, fleet: Fleet) -> Workload:
+    """A shipped workload without its own bounds, for a model that the fleet serves."""
+    known = load_workload(workload)
+    served = [model for spec in fleet.backends for model in spec.models]
+    classes = tuple(one if one.model in served else replace(one, model=served[0]) for one in known.classes)
+    return replace(known, classes=classes, duration_s=float("inf"), requests=None)
 
 
 def run_spot(spot: Spot, labels: Sequence[str] = (), bounds: bool = True) -> Outcome:
     """All policies on the same arrivals."""
-    fleet, workload = load_fleet(spot.fleet), endless(spot.workload)
+    fleet = load_fleet(spot.fleet)
+    workload = endless(spot.workload, fleet)
     scale = scale_of(spot.fleet, spot.workload)
 
     def run(who: Contestant) -> SimResult:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.bench.policies.additions import LOAD, Addition
 from tests.bench.policies.field import CHAMPION, is_baseline
 from tests.bench.policies.monotone import Trial, summary
 from tests.bench.policies.rows import Row
@@ -16,18 +17,28 @@ from tests.bench.policies.rows import Row
 Cell = tuple[str, str, float]
 
 
-def write(folder: Path, rows: Sequence[Row], trials: Sequence[Trial], about: Mapping[str, Any]) -> None:
+def write(
+    folder: Path,
+    rows: Sequence[Row],
+    trials: Sequence[Trial],
+    added: Sequence[Addition],
+    about: Mapping[str, Any],
+) -> None:
     """Both files."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "about": dict(about),
-        "monotone": {**summary(trials), "trials": [each.as_dict() for each in trials]},
+        "monotone": {
+            **summary(trials),
+            "trials": [each.as_dict() for each in trials],
+            "additions": [each.as_dict() for each in added],
+        },
         "summary": overall(rows),
         "rows": [row.as_dict() for row in rows],
     }
     text = json.dumps(_rounded(document), indent=1, sort_keys=True)
     (folder / "policies.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "policies.md").write_text(markdown(rows, trials, about), encoding="utf-8")
+    (folder / "policies.md").write_text(markdown(rows, trials, added, about), encoding="utf-8")
 
 
 def cells(rows: Iterable[Row]) -> dict[Cell, dict[str, Row]]:
@@ -73,11 +84,14 @@ def overall(rows: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def markdown(rows: Sequence[Row], trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
+def markdown(
+    rows: Sequence[Row], trials: Sequence[Trial], added: Sequence[Addition], about: Mapping[str, Any]
+) -> str:
     """The page."""
     parts = [
         _head(about),
         _monotone(trials),
+        _added(added),
         _by_fleet(rows),
         _losses(rows),
         _all_policies(rows),
@@ -123,6 +137,19 @@ def _monotone(trials: Sequence[Trial]) -> str:
             f"{each.alone_mean_s * 1e3:.0f} ms | {each.mean_ratio:.2f} | {each.p99_ratio:.2f} | "
             f"{each.slow_share:.0%} |"
         )
+    return "\n".join([*lines, ""])
+
+
+def _added(added: Sequence[Addition]) -> str:
+    lines = [
+        f"## Adding any backend (`{CHAMPION}`, chat at {LOAD:g} of the whole fleet's capacity)",
+        "",
+        "End-to-end latency of the shipped fleets with one backend of each device over that without it.",
+        "",
+        "| fleet | backend added | mean ratio | p99 ratio |",
+        "|---|---|---:|---:|",
+    ]
+    lines += [f"| {a.fleet} | {a.backend} | {a.mean_ratio:.3f} | {a.p99_ratio:.3f} |" for a in added]
     return "\n".join([*lines, ""])
 
 
