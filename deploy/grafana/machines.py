@@ -92,6 +92,30 @@ HARDWARE = Row(
             "At zero, requests wait until their deadline.",
         ),
         Panel(
+            "Sub-phases of split decode",
+            [
+                Query(
+                    f"max by (backend, sub_phase) "
+                    f"(rate(polyphase_backend_sub_phase_busy_seconds_total{{{BACKEND}}}[$__rate_interval]))",
+                    "{{backend}} {{sub_phase}}",
+                )
+            ],
+            "percentunit",
+            "Utilisation of attention devices, FFN devices and their network; the highest is the bottleneck.",
+        ),
+        Panel(
+            "Loading models",
+            [
+                Query(
+                    "max by (backend) "
+                    f"(rate(polyphase_backend_loading_seconds_total{{{BACKEND}}}[$__rate_interval])) > 0",
+                    "{{backend}}",
+                )
+            ],
+            "percentunit",
+            "Share of wall time in which a backend loads or compiles another model instead of serving.",
+        ),
+        Panel(
             "Power, by kind",
             [Query(rate("backend_energy_joules_total", BACKEND, "kind"), "{{kind}}")],
             "watt",

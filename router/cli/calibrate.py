@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.cli import console
+from router.cli.interrupt import stopping
+from router.cli.options import address
 from router.cli.trouble import UNUSABLE, Trouble
 
 if TYPE_CHECKING:
     from backends.calibration.limits import Limits
     from backends.calibration.points import Point
+    from backends.calibration.probe import Aim
     from backends.calibration.run import Calibration
+    from backends.calibration.runfile import EngineRun
 
 EPILOG: Final = """
 \b
@@ -24,10 +30,11 @@ Examples:
   polyphase calibrate run requests.csv --prior h100-llama-3.1-8b --out mine.toml --plot mine.svg
   polyphase calibrate run requests.csv --max-num-seqs 128 --max-num-batched-tokens 2048
   polyphase calibrate check mine.toml requests.csv
+  polyphase calibrate probe 127.0.0.1:7600 --model llama-3.1-8b --prior h100-llama-3.1-8b --out mine.toml
   polyphase calibrate fit points.csv --device h100_sxm --model Meta-Llama-3.1-8B --json fits.json
 
 \b
-Exit codes: 0 done; 2 a package is missing; 78 a file is wrong.
+Exit codes: 0 done; 2 a package is missing, or a probe came to nothing; 78 a file is wrong.
 """
 OUT: Final = click.Path(dir_okay=False, writable=True, path_type=Path)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -76,8 +83,9 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def command() -> None:
     """Fit the hardware models to measurements, and say how far they are off.
 
-    `fit` takes published points, `run` the requests of a real engine run; `check` tries a profile as it
-    stands. All errors are means of absolute relative errors; what a fit did not see is reported apart.
+    `fit` takes published points, `run` the requests of a real engine run, `probe` a live backend; `check`
+    tries a profile as it stands. All errors are means of absolute relative errors; what a fit did not see
+    is reported apart.
     """
     try:
         import matplotlib as _matplotlib  # noqa: F401
@@ -142,6 +150,74 @@ def check_(profile: str, requests: Path, json_to: str | None, plot_to: Path | No
     _check_plot(plot_to)
     found = check(read_run(requests), read_prior(profile).profile, _limits(limits))
     _show_run(found, json_to, plot_to)
+
+
+@command.command("probe")
+@click.argument("target", callback=address)
+@click.option("--model", default="llama-3.1-8b", show_default=True, metavar="NAME", help="Model to ask for.")
+@click.option(
+    "--duration", type=click.FloatRange(5, 300), default=60.0, show_default=True, metavar="S",
+    help="Send requests for so long; answers may take half as long again.",
+)
+@click.option(
+    "--max-in-flight", type=click.IntRange(4, 1024), default=64, show_default=True, metavar="N",
+    help="Requests at once, at most.",
+)
+@click.option(
+    "--max-prompt-tokens", type=click.IntRange(128, 131_072), default=4096, show_default=True, metavar="N",
+    help="The longest prompt.",
+)
+@click.option("--seed", type=int, metavar="N", help="Of the prompts. [default: another every time]")
+@click.option(
+    "--prior", metavar="NAME|FILE", help="Profile to start from. --out takes links, power and prices from it."
+)
+@click.option(
+    "--keep", metavar="FILE", type=OUT, help="Write the requests as CSV, for `calibrate run` and `check`."
+)
+@engine_options
+@out_option
+@json_option
+@plot_option
+def probe_(
+    target: str,
+    prior: str | None,
+    keep: Path | None,
+    out: Path | None,
+    json_to: str | None,
+    plot_to: Path | None,
+    **given: Any,
+) -> None:
+    """Drive the live backend behind TARGET with a short sweep, and fit a profile to it.
+
+    TARGET is the host:port of a router's data port; put it in front of the backend to be measured and of no
+    other. Times are this client's, so what router and network add counts as the backend's. Ctrl-C stops.
+    """
+    from backends.calibration.document import calibrated_text, read_prior
+    from backends.calibration.probe import Aim, calibrate_probe, rows_text
+    from backends.calibration.sweep import Bounds
+
+    _check_plot(plot_to)
+    if out is not None and prior is None:
+        raise click.UsageError("--out needs --prior: a probe says nothing of links, power and prices.")
+    start = None if prior is None else read_prior(prior)
+    bounds = Bounds(*(given.pop(name) for name in ("duration", "max_in_flight", "max_prompt_tokens")))
+    seed = given.pop("seed")
+    aim = Aim(target, given.pop("model"), bounds, secrets.randbits(32) if seed is None else seed)
+    run = asyncio.run(_probed(aim))
+    if keep is not None:
+        keep.write_text(rows_text(run), encoding="utf-8")
+    found = calibrate_probe(run, start.profile if start else None, _limits(given))
+    if out is not None and start is not None:
+        out.write_text(calibrated_text(start, found, out.stem, _today()), encoding="utf-8")
+    _show_run(found, json_to, plot_to)
+
+
+async def _probed(aim: Aim) -> EngineRun:
+    from backends.calibration.probe import Probe
+
+    probe = Probe(aim)
+    with stopping(probe.stop):
+        return await probe.run()
 
 
 @command.command("fit")

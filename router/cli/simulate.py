@@ -21,6 +21,7 @@ from router.sim.classes import Workload
 from router.sim.contest import contestant
 from router.sim.experiment import Experiment, Plan, carry_out
 from router.sim.memory import ease_collection
+from router.sim.recorded_workload import is_recording, workload_of_recording
 from router.sim.run import Contestant, Progress
 from router.sim.workload_file import load_workload, workload_of_trace
 
@@ -129,7 +130,9 @@ def _plan(given: dict[str, Any]) -> Plan:
 def _workload(given: dict[str, Any]) -> Workload:
     if given["workload"] and given["trace"]:
         raise click.UsageError("give --workload or --trace, not both")
-    if given["trace"]:
+    if given["trace"] and is_recording(Path(given["trace"])):
+        workload = workload_of_recording(Path(given["trace"]))
+    elif given["trace"]:
         slo = ServiceLevel(given["ttft_slo"], given["tpot_slo"])
         workload = workload_of_trace(given["trace"], slo=slo, rate=given["rate"])
     else:

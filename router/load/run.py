@@ -13,7 +13,8 @@ import grpc
 from router.errors import CapacityError, Reason
 from router.load import arrivals
 from router.load.client import GenerateTransport, SessionTransport, Spread, open_channel
-from router.load.open_loop import OpenLoop
+from router.load.flight import Flight, Outcome
+from router.load.open_loop import Maker, Observer, OpenLoop
 from router.load.report import Tally
 from router.load.requests import RequestMaker, RequestOptions
 from router.model import Seconds
@@ -80,8 +81,10 @@ class LoadPlan:
 class LoadRun:
     """Runs a plan once. `tally` may be read at any time."""
 
-    def __init__(self, plan: LoadPlan) -> None:
-        """Must be called with an event loop running."""
+    def __init__(
+        self, plan: LoadPlan, *, maker: Maker | None = None, observer: Observer | None = None
+    ) -> None:
+        """Must be called with an event loop running. `observer` sees what the tally sees."""
         self._clock = clock = asyncio.get_running_loop().time
         self.plan = plan
         self._channels = [open_channel(plan.target) for _ in range(plan.connections)]
@@ -92,8 +95,8 @@ class LoadRun:
         self.tally = Tally(clock)
         self.loop = OpenLoop(
             transport,
-            RequestMaker(plan.requests, plan.seed, plan.run),
-            self.tally,
+            maker or RequestMaker(plan.requests, plan.seed, plan.run),
+            self.tally if observer is None else _Both(self.tally, observer),
             clock,
             max_in_flight=plan.max_in_flight,
             timeout_s=plan.timeout_s,
@@ -131,6 +134,25 @@ class LoadRun:
                 f"No router answers at {self.plan.target}. No request was sent. Start one with "
                 "`polyphase dev` or `polyphase serve`, or name the address of its data port.",
             ) from error
+
+
+class _Both:
+    """Two observers of one loop."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def sent(self, flight: Flight) -> None:
+        for observer in self._observers:
+            observer.sent(flight)
+
+    def not_sent(self) -> None:
+        for observer in self._observers:
+            observer.not_sent()
+
+    def ended(self, flight: Flight, outcome: Outcome) -> None:
+        for observer in self._observers:
+            observer.ended(flight, outcome)
 
 
 async def _ready(channel: grpc.aio.Channel) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from router.model import Priority, Seconds, ServiceLevel
 from router.sim.draws import Draw, Fixed
-from router.sim.workload import Arrival
+from router.sim.workload import MOONCAKE_BLOCK_TOKENS, Arrival
 
 BLOCK_TOKENS = 16
 """Tokens that one prefix hash covers; the block size of the shipped profiles."""
@@ -81,6 +81,8 @@ class TraceLengths:
 
     rows: Sequence[Arrival]
     in_order: bool = True
+    block_tokens: int = MOONCAKE_BLOCK_TOKENS
+    """Tokens that each of the rows' prefix hashes covers; a multiple of BLOCK_TOKENS."""
 
 
 Lengths = DrawnLengths | TraceLengths

@@ -28,13 +28,12 @@ from router.sim.classes import (
     Workload,
     WorkloadClass,
 )
-from router.sim.workload import MOONCAKE_BLOCK_TOKENS, Arrival
+from router.sim.workload import Arrival
 
 _MASK: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 REFUSED_PAUSE_S: Final = 1.0
 """What a caller of a closed loop waits at least after a failure (assumption)."""
-_PER_BLOCK: Final = MOONCAKE_BLOCK_TOKENS // BLOCK_TOKENS
 
 
 class Oracle:
@@ -211,8 +210,8 @@ class Traffic:
             hashes = _session_hashes(session, prompt)
             if session.turn < session.turns:
                 self._live[name] = (session, prompt + output)
-        elif hashes:
-            hashes = _spread(hashes)
+        elif hashes and isinstance(kind.lengths, TraceLengths):
+            hashes = _spread(hashes, kind.lengths.block_tokens // BLOCK_TOKENS)
         self.oracle.tell(name, output)
         return Request(
             name,
@@ -278,9 +277,9 @@ def _trace(
         start += period
 
 
-def _spread(hashes: tuple[int, ...]) -> tuple[int, ...]:
-    """Hashes of blocks of MOONCAKE_BLOCK_TOKENS as hashes of their BLOCK_TOKENS parts."""
-    return tuple((one + _GOLDEN * part) & _MASK for one in hashes for part in range(_PER_BLOCK))
+def _spread(hashes: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """Hashes of large blocks as hashes of their parts of BLOCK_TOKENS; the first part keeps the hash."""
+    return tuple((one + _GOLDEN * part) & _MASK for one in hashes for part in range(parts))
 
 
 def _session_hashes(session: _Session, prompt: int) -> tuple[int, ...]:

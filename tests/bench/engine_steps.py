@@ -13,8 +13,8 @@ from backends.models.messages import RunPrefill
 from router.model import BackendSpec, Seconds
 
 BATCH = 64
-OUTPUT = 1000
-"""Mean answer, in tokens."""
+PROMPT = 200
+"""Mean prompt, in tokens."""
 
 
 def spec_of(sigma: float) -> BackendSpec:
@@ -23,18 +23,25 @@ def spec_of(sigma: float) -> BackendSpec:
     return replace(spec, step=replace(spec.step, noise_sigma=sigma))
 
 
-def command(key: int, output: int, prompt: int = 200) -> RunPrefill:
+def command(key: int, output: int, prompt: int = PROMPT) -> RunPrefill:
     """A request that both starts and ends here."""
     return RunPrefill(key, f"r{key}", 1, prompt, (), output, False, True, key)
 
 
 def arrivals(rng: Random, rate: float, mean_output: int) -> Iterator[tuple[Seconds, RunPrefill]]:
-    """Poisson arrivals; prompts of 50-350 tokens, answers uniform around the mean."""
+    """Poisson arrivals; lengths are uniform from half to three halves of their means."""
     at, key = 0.0, 0
     while True:
         at += rng.expovariate(rate)
         key += 1
-        yield at, command(key, rng.randint(mean_output // 2, 3 * mean_output // 2), rng.randint(50, 350))
+        yield (
+            at,
+            command(
+                key,
+                rng.randint(mean_output // 2, 3 * mean_output // 2),
+                rng.randint(PROMPT // 2, 3 * PROMPT // 2),
+            ),
+        )
 
 
 def steady(sigma: float, emit_tokens: bool, output: int) -> tuple[float, float]:
@@ -53,11 +60,13 @@ def steady(sigma: float, emit_tokens: bool, output: int) -> tuple[float, float]:
 
 
 def loaded(sigma: float, emit_tokens: bool, mean_output: int, limit_s: Seconds) -> tuple[float, float]:
-    """The same with arrivals at the rate that keeps about 64 answers under way."""
+    """The same with Poisson arrivals at the rate that keeps about 64 answers under way."""
     spec = spec_of(sigma)
     machine = BatchEngine(spec, Random(1), 0.0, emit_tokens=emit_tokens)
-    step_s = spec.step.base_s + BATCH * (spec.step.per_sequence_s + (200 + mean_output / 2) * 4.18e-8)
-    rate = 0.93 * BATCH / (mean_output * step_s)
+    step = spec.step
+    own_s = step.per_sequence_s + (PROMPT + mean_output / 2) * step.per_context_token_s
+    prompts_s = BATCH / mean_output * PROMPT * step.per_prefill_token_s  # of the prompts that come in a step
+    rate = BATCH / (mean_output * (step.base_s + BATCH * own_s + prompts_s))
     plan = arrivals(Random(2), rate, mean_output)
     begun = time.process_time()
     for at, one in plan:
@@ -79,11 +88,11 @@ def _row(what: str, measured: tuple[float, float]) -> tuple[str, str]:
 def rows() -> list[tuple[str, str]]:
     """Jumping over uneventful steps is what a simulation does; step by step is what a mock worker does."""
     return [
-        _row("engine, steady decode, jumping, no noise", steady(0.0, False, 100_000 // 20)),
-        _row("engine, steady decode, jumping, noise 2 %", steady(0.02, False, 5_000)),
-        _row("engine, steady decode, every step's tokens", steady(0.02, True, 5_000)),
+        _row("engine, steady, jumping, no noise", steady(0.0, False, 5_000)),
+        _row("engine, steady, jumping, noise 2 %", steady(0.02, False, 5_000)),
+        _row("engine, steady, every step's tokens", steady(0.02, True, 5_000)),
         _row("engine, arrivals, answers of 1,000, jumping", loaded(0.02, False, 1000, 500.0)),
-        _row("engine, arrivals, answers of 200, jumping", loaded(0.02, False, 200, 250.0)),
-        _row("engine, arrivals, answers of 200, no noise", loaded(0.0, False, 200, 250.0)),
+        _row("engine, arrivals, answers of 500, jumping", loaded(0.02, False, 500, 400.0)),
+        _row("engine, arrivals, answers of 200, jumping", loaded(0.02, False, 200, 200.0)),
         _row("engine, arrivals, answers of 200, every token", loaded(0.02, True, 200, 100.0)),
     ]

@@ -24,7 +24,7 @@ REQUESTS = 4000
 POLICIES = ("round_robin", "least_loaded", "predicted")
 
 
-def cost(policy: str, backends: int, requests: int = REQUESTS) -> tuple[float, int]:
+def cost(policy: str, backends: int, requests: int) -> tuple[float, int]:
     """CPU seconds per request, and requests that ended well."""
     first = load_fleet("homogeneous").backends[0]
     specs = [replace(first, id=f"gpu-{i}") for i in range(backends)]
@@ -41,7 +41,7 @@ def rows() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for backends in (8, 64, 512):
         for policy in POLICIES:
-            seconds, ok = cost(policy, backends)
+            seconds, ok = cost(policy, backends, max(REQUESTS, 20 * backends))
             name = f"simulation, {backends} backends, {policy}"
             found.append((name, f"{1 / seconds:,.0f} requests/s, {seconds * 1e6:.0f} µs CPU each, {ok:,} ok"))
     return found

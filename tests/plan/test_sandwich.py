@@ -47,7 +47,7 @@ def best_of_all(specs: Sequence[BackendSpec], workload: Workload, seed: int) -> 
     return best, case_of(recording.tasks(), supplies_of(specs))
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=30, deadline=None, database=None)
 @given(seed=SEEDS)
 @example(seed=CROSSED_ONCE[0])
 @example(seed=CROSSED_ONCE[1])
@@ -66,7 +66,7 @@ def test_no_policy_crosses_the_fluid_bounds(seed: int) -> None:
     assert bounds.whole_span <= bounds.requests - bounds.unservable + TOLERANCE
 
 
-@settings(max_examples=20, deadline=None, database=None)
+@settings(max_examples=15, deadline=None, database=None)
 @given(seed=SEEDS)
 def test_the_integer_program_lies_between_the_policies_and_the_fluid_bound(seed: int) -> None:
     """B4 <= B3 <= B2: undivided requests on backends of their own tighten the bound, and it still holds."""
@@ -85,7 +85,7 @@ def test_the_integer_program_lies_between_the_policies_and_the_fluid_bound(seed:
 def test_the_bounds_are_reached() -> None:
     """Bounds that are never reached would be of no use: here many are, to the last request."""
     reached = lossy = 0
-    for seed in range(40):
+    for seed in range(30):
         rng = Random(seed)
         specs, workload = random_specs(rng), random_workload(rng, most=12)
         found = best_of_all(specs, workload, seed)
@@ -94,5 +94,5 @@ def test_the_bounds_are_reached() -> None:
             bound = int(bounds_of(case, 0.05).windows + TOLERANCE)
             lossy += best < len(case.tasks)
             reached += best == bound < len(case.tasks)
-    assert lossy >= 10
-    assert reached >= 4
+    assert lossy >= 8
+    assert reached >= 3

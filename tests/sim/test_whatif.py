@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from backends.models.tracking import TrackedModels
-from policies.registry import build
-from router.core.admission import Limits
-from router.core.core import RouterCore
 from router.errors import ConfigError
 from router.model import PhaseTimes, Report
 from router.observe.codec import RecordingError
-from router.observe.record import Recorder
-from router.sim.classes import Renewal
 from router.sim.contest import contestant
-from router.sim.network import Network, Spread, beyond, spread_of
+from router.sim.network import Network, beyond, spread_of
 from router.sim.recorded import Recorded, read_recording
-from router.sim.traffic import Traffic
+from router.sim.recorded_workload import is_recording, workload_of_recording
+from router.sim.run import simulate
 from router.sim.whatif import Candidate, Fidelity, Row, WhatIf, delays, rank
+from router.sim.workload import bundled_trace
 from router.sim.world import World
-from tests.sim.sets import a_class, fleet, workload
-
-SEED = 7
-LATE = Spread((0.001, 0.002, 0.003, 0.006))
-"""Of the machine that is recorded."""
-
-
-def record(
-    path: Path,
-    *,
-    requests: int = 300,
-    policy: str = "predicted",
-    network: Network | None = None,
-    happen: Callable[[World], None] = lambda world: None,
-) -> Path:
-    """What a daemon would have recorded: the same core, with a recorder as a tap."""
-    models = TrackedModels()
-    limits = Limits()
-    core = RouterCore(
-        build(policy, {}, models, Random(SEED)),
-        build("least_loaded", {}, models, Random(SEED)),
-        models,
-        limits,
-    )
-    meta = {
-        "policy": json.dumps({"name": policy, "params": {}}),
-        "fallback": "least_loaded",
-        "seed": str(SEED),
-        "admission": json.dumps(dataclasses.asdict(limits)),
-    }
-    recorder = Recorder(path, meta=meta)
-    traffic = Traffic(workload(a_class(arrivals=Renewal(20.0)), requests=requests), SEED)
-    world = World(core, fleet().backends, traffic.oracle, 99, network, [recorder])
-    world.feed(traffic)
-    happen(world)
-    world.run()
-    assert recorder.close()
-    return path
+from tests.sim.recordings import LATE, record
+from tests.sim.sets import fleet
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +149,19 @@ def test_too_few_requests_measure_no_delays(recorded: Recorded) -> None:
     """Forty-nine are not enough."""
     some = [report for report, _ in recorded.measured][:49]
     assert delays(some, some) is None
+
+
+def test_a_recording_is_a_workload_too(recording: Path, recorded: Recorded) -> None:
+    """The same requests at the same times, for simulations at other loads; a trace is no recording."""
+    assert is_recording(recording)
+    assert not is_recording(bundled_trace("azure"))
+    workload = workload_of_recording(recording)
+    (kind,) = workload.classes
+    result = simulate(fleet("homogeneous"), workload, contestant("predicted"), rate_scale=2.0)
+    assert kind.name == "chat"
+    assert result.ok == 600
+    assert result.output_tokens == sum(report.usage.output_tokens for report, _ in recorded.measured)
+    assert result.offered_s == pytest.approx(recorded.arrivals[-1][0] / 2.0)
 
 
 def test_shares_of_a_rank_follow_from_the_error() -> None:

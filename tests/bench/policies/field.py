@@ -27,8 +27,8 @@ FLEETS: Final = ("homogeneous", "fast-slow", "gpu-lpu", "gpu-tpu", "mixed", "afd
 WORKLOADS: Final[Mapping[str, float]] = {
     "chat": 15.0,
     "code": 20.0,
-    "agents": 60.0,
-    "reasoning": 120.0,
+    "agents": 45.0,
+    "reasoning": 90.0,
     "vision": 15.0,
     "mixed": 40.0,
     "voice": 15.0,
