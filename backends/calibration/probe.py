@@ -34,7 +34,7 @@ SCOUTS: Final = ((SHORT, 12), (SHORT, 12), (512, 2), (512, 2))
 SCOUT_SHARE: Final = 0.25
 """Of the duration, at most, for the scouts; what they leave is the sweep's."""
 ANSWER_SHARE: Final = 0.5
-"""Of the duration, in which a request of the sweep must have ended: a probe lasts 1.75 times it at most."""
+"""Of the duration, in which a request of the sweep must have ended: a probe lasts 1.5 times it."""
 MOST_FAILED: Final = 0.05
 """Of the requests; more means that the target is not well, and a fit would describe its illness."""
 _REFUSALS: Final = frozenset({"UNKNOWN_MODEL", "INVALID_REQUEST", "REQUEST_TOO_LARGE", "NOT_ALLOWED"})
@@ -170,8 +170,8 @@ class _Exact:
         self._maker = maker
         self._made = 0
 
-    def make(self, _: int, arrival: Arrival) -> tuple[inference_pb2.GenerateRequest, Answer]:
-        """Numbered through all loops of a probe, so that no prompt comes twice."""
+    def make(self, index: int, arrival: Arrival) -> tuple[inference_pb2.GenerateRequest, Answer]:
+        """Numbered through all loops of a probe, so that no prompt comes twice; `index` does not go on."""
         request, answer = self._maker.make(self._made, arrival)
         self._made += 1
         request.max_new_tokens = arrival.output_tokens

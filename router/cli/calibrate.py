@@ -156,15 +156,27 @@ def check_(profile: str, requests: Path, json_to: str | None, plot_to: Path | No
 @click.argument("target", callback=address)
 @click.option("--model", default="llama-3.1-8b", show_default=True, metavar="NAME", help="Model to ask for.")
 @click.option(
-    "--duration", type=click.FloatRange(5, 300), default=60.0, show_default=True, metavar="S",
+    "--duration",
+    type=click.FloatRange(5, 300),
+    default=60.0,
+    show_default=True,
+    metavar="S",
     help="Send requests for so long; answers may take half as long again.",
 )
 @click.option(
-    "--max-in-flight", type=click.IntRange(4, 1024), default=64, show_default=True, metavar="N",
+    "--max-in-flight",
+    type=click.IntRange(4, 1024),
+    default=64,
+    show_default=True,
+    metavar="N",
     help="Requests at once, at most.",
 )
 @click.option(
-    "--max-prompt-tokens", type=click.IntRange(128, 131_072), default=4096, show_default=True, metavar="N",
+    "--max-prompt-tokens",
+    type=click.IntRange(128, 131_072),
+    default=4096,
+    show_default=True,
+    metavar="N",
     help="The longest prompt.",
 )
 @click.option("--seed", type=int, metavar="N", help="Of the prompts. [default: another every time]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from router.cli import console
 from router.cli.options import POSITIVE, seconds
 from router.cli.sim_tables import tables
 from router.cli.trouble import RUN_FAILED
+from router.config import load_config
+from router.core.admission import Limits
 from router.model import ServiceLevel
 from router.sim.classes import Workload
 from router.sim.contest import contestant
 from router.sim.experiment import Experiment, Plan, carry_out
 from router.sim.memory import ease_collection
 from router.sim.recorded_workload import is_recording, workload_of_recording
-from router.sim.run import Contestant, Progress
+from router.sim.run import Contestant, Failure, Progress
 from router.sim.workload_file import load_workload, workload_of_trace
 
 EPILOG = """
@@ -72,6 +75,20 @@ Exit codes: 0 done; 1 a load was too high and its run was stopped; 2 wrong usage
 @click.option("--seed", type=click.IntRange(0, 1 << 62), default=1, show_default=True, help="The first seed.")
 @seconds("--ttft-slo", "With --trace: ask for this time to first token.")
 @seconds("--tpot-slo", "With --trace: ask for this time per output token.")
+@click.option(
+    "--fail",
+    "failures",
+    multiple=True,
+    metavar="ID@S[+DOWN]",
+    help="Let a backend die after S seconds, and come back DOWN seconds later.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Take [admission] from a daemon's configuration.",
+)
 @click.option("--bound", is_flag=True, help="Work out what no policy could exceed (needs the extra `plan`).")
 @click.option("--keep-going", is_flag=True, help="Do not stop a run whose load is too high.")
 @click.option(
@@ -123,8 +140,26 @@ def _plan(given: dict[str, Any]) -> Plan:
         tuple(dict.fromkeys(given["rate_scales"])),
         given["requests"],
         given["duration"],
+        _limits(given["config_file"]),
         stop_when_unstable=not given["keep_going"],
+        failures=tuple(map(_failure, given["failures"])),
     )
+
+
+def _limits(config_file: Path | None) -> Limits | None:
+    """None keeps the daemon's defaults."""
+    return None if config_file is None else Limits(**load_config(config_file).admission.model_dump())
+
+
+def _failure(text: str) -> Failure:
+    match = re.fullmatch(r"(.+)@([0-9.]{1,12})(?:\+([0-9.]{1,12}))?", text)
+    try:
+        if match is None:
+            raise ValueError
+        down_s = None if match[3] is None else float(match[3])
+        return Failure(match[1], float(match[2]), down_s)
+    except ValueError:
+        raise click.UsageError(f"--fail {text!r}: give ID@SECONDS or ID@SECONDS+SECONDS") from None
 
 
 def _workload(given: dict[str, Any]) -> Workload:

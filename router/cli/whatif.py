@@ -126,8 +126,8 @@ def _fidelity(fidelity: Fidelity) -> RenderableType:
     )
     if fidelity.calibrated_on:
         said += (
-            f" Delays of the wire were measured on {fidelity.calibrated_on:,} other requests of the"
-            f" recording (at least {duration(fidelity.network.one_way_s)} each way)."
+            f" The delays of the wire were measured on {fidelity.calibrated_on:,} other requests of the"
+            f" recording: {duration(fidelity.network.typical_trip_s)} there and back, typically."
         )
     if fidelity.guessed:
         said += f" {fidelity.guessed:,} lengths are guesses: those requests were not answered to the end."

@@ -13,7 +13,7 @@ from router.sim.classes import Workload
 from router.sim.compare import Comparison, compare_all
 from router.sim.network import Network
 from router.sim.result import SimResult
-from router.sim.run import Contestant, Progress, simulate
+from router.sim.run import Contestant, Failure, Progress, simulate
 
 FORMAT: Final = 1
 
@@ -32,6 +32,7 @@ class Plan:
     limits: Limits | None = None
     network: Network | None = None
     stop_when_unstable: bool = True
+    failures: tuple[Failure, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -113,5 +114,6 @@ def _one(
         limits=plan.limits,
         network=plan.network,
         stop_when_unstable=plan.stop_when_unstable,
+        failures=plan.failures,
         progress=None if progress is None else lambda p: progress(number, policy, p),
     )

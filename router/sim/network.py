@@ -56,3 +56,9 @@ class Network:
     """On top of one_way_s, for messages to the router; those about one request keep their order."""
     pull: Spread | None = None
     """Before a KV transfer begins: the consumer's call to the producer."""
+
+    @property
+    def typical_trip_s(self) -> Seconds:
+        """Median of a command's way to a worker and a message's way back."""
+        varies = 0.0 if self.up is None else self.up.quantiles[len(self.up.quantiles) // 2]
+        return 2.0 * self.one_way_s + varies

@@ -66,6 +66,15 @@ class Progress:
     now: Seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A backend that dies, and comes back empty if `down_s` is given."""
+
+    backend: str
+    at_s: Seconds
+    down_s: Seconds | None = None
+
+
 Advance = Callable[[Progress], None]
 """Hears of progress every PROGRESS_EVERY requests."""
 
@@ -90,6 +99,7 @@ def simulate(
     stop_when_unstable: bool = True,
     progress: Advance | None = None,
     models: Callable[[], ModelSource] = TrackedModels,
+    failures: Sequence[Failure] = (),
 ) -> SimResult:
     """Run the workload to its end, or until the load turns out to be too high.
 
@@ -99,6 +109,7 @@ def simulate(
     """
     name, specs = (fleet.name, fleet.backends) if isinstance(fleet, Fleet) else ("", tuple(fleet))
     check_servable(specs, workload)
+    check_failures(specs, failures)
     traffic = Traffic(workload, seed, rate_scale=rate_scale, requests=requests, duration_s=duration_s)
     setup = Setup(
         name,
@@ -111,6 +122,8 @@ def simulate(
         _horizon_s(workload, rate_scale, traffic),
     )
     run = Run(setup, policy, seed, traffic, traffic.oracle, limits, network, models())
+    for failure in failures:
+        run.fail(failure)
     run.watch(stop_when_unstable, progress)
     run.world.run()
     return run.result()
@@ -165,6 +178,13 @@ class Run:
         )
         self._sampler = Sampler(self.world, setup.specs)
         self._progress: Advance | None = None
+
+    def fail(self, failure: Failure) -> None:
+        """Let a backend die at its time."""
+        world, spec = self.world, next(s for s in self._setup.specs if s.id == failure.backend)
+        world.at(failure.at_s, lambda: world.kill(failure.backend), background=True)
+        if failure.down_s is not None:
+            world.at(failure.at_s + failure.down_s, lambda: world.join(spec), background=True)
 
     def watch(self, stop: bool, progress: Advance | None) -> None:
         """Start sampling, tell progress, and stop the run when the load is too high."""
@@ -257,6 +277,17 @@ def check_servable(specs: Sequence[BackendSpec], workload: Workload) -> None:
             raise ConfigError(
                 f"workload {workload.name}, class {kind.name!r}: {problem}. Nothing was simulated; choose "
                 "another fleet, or another model with --model."
+            )
+
+
+def check_failures(specs: Sequence[BackendSpec], failures: Sequence[Failure]) -> None:
+    """Raise ConfigError for a failure of a backend that the fleet does not have."""
+    known = [spec.id for spec in specs]
+    for failure in failures:
+        if failure.backend not in known:
+            raise ConfigError(
+                f"no backend {failure.backend!r} can fail: the fleet has {', '.join(known[:20])}"
+                f"{' and more' if len(known) > 20 else ''}."
             )
 
 

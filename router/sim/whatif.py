@@ -86,7 +86,7 @@ class Fidelity:
             "guessed_lengths": self.guessed,
             "error": self.error,
             "calibrated_on": self.calibrated_on,
-            "one_way_s": self.network.one_way_s,
+            "typical_trip_s": self.network.typical_trip_s,
             "rows": [
                 {"name": r.name, "statistic": r.statistic, "measured": r.measured, "simulated": r.simulated,
                  "error": r.error if math.isfinite(r.error) else None}

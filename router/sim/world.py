@@ -302,7 +302,7 @@ class World:
         self._heap.background(now + self._network.report_every_s, self._report, worker, now)
 
     def kill(self, backend: str) -> None:
-        """A worker, if it is there, vanishes with everything it has."""
+        """A worker, if it is there, vanishes with everything it has; the router hears of it as of anything else."""
         gone = self._workers.pop(backend, None)
         if gone is None:
             return
@@ -314,7 +314,7 @@ class World:
             elif producer is gone:
                 del self._pulls[pull]
                 consumer.do(KVPullFailed(key, FailReason.KV_TRANSFER, f"{backend} is gone"))
-        self._tell(BackendLost(backend, "killed"))
+        self._heap.at(self._heap.now + self._network.one_way_s, self._tell, BackendLost(backend, "killed"))
 
     def next_key(self) -> int:
         """A key that no worker has seen."""

@@ -16,7 +16,7 @@ from router.sim.contest import contestant
 from router.sim.draws import Fixed
 from router.sim.experiment import Plan, carry_out
 from router.sim.page.page import page
-from router.sim.run import Progress, simulate
+from router.sim.run import Failure, Progress, simulate
 from tests.sim.sets import a_class, fleet, workload
 
 PREDICTED = contestant("predicted")
@@ -184,6 +184,22 @@ def test_a_closed_loop_is_no_overload() -> None:
     result = simulate(fleet("homogeneous"), loop, PREDICTED)
     assert not result.stopped
     assert result.ok == 1500
+
+
+def test_a_backend_that_dies_costs_its_requests_and_comes_back_empty() -> None:
+    """What was in decode there fails with a reason, what had no token yet goes elsewhere; after it, all is well."""
+    mix = workload(a_class(arrivals=Renewal(30.0)), requests=600)
+    result = simulate(
+        fleet("homogeneous"), mix, contestant("least_loaded"), failures=[Failure("h100-1", 5.0, 5.0)]
+    )
+    assert set(result.failures) <= {"BACKEND_LOST", "RETRIES_EXHAUSTED"}
+    assert result.arrived == 600
+    assert result.ok + sum(result.failures.values()) == 600
+    assert result.failures.get("BACKEND_LOST", 0) + result.retries > 0
+    lost = next(one for one in result.backends if one.id == "h100-1")
+    assert lost.decodes > 0
+    with pytest.raises(ConfigError, match="no backend 'h100-9' can fail"):
+        simulate(fleet("homogeneous"), mix, PREDICTED, failures=[Failure("h100-9", 5.0)])
 
 
 def test_progress_is_told() -> None:
