@@ -22,7 +22,7 @@ from router.core.core import RouterCore
 from router.core.messages import NotePolicyFault
 from router.core.ports import ModelSource, Policy
 from router.errors import ConfigError
-from router.model import BackendSpec, Phase, Report, Request, Seconds
+from router.model import BackendSnapshot, BackendSpec, Phase, Report, Request, Seconds
 from router.sim.classes import AtOnce, InFlight, Renewal, TraceTimes, Workload, WorkloadClass
 from router.sim.network import Network
 from router.sim.result import BackendResult, SimResult
@@ -248,22 +248,28 @@ class Run:
         )
 
     def _backends(self, duration_s: Seconds) -> tuple[BackendResult, ...]:
+        accounts: dict[str, list[BackendSnapshot]] = {spec.id: [] for spec in self._setup.specs}
+        for spec, snapshot in (*self.world.past, *snapshots(self.world)):
+            accounts.setdefault(spec.id, []).append(snapshot)
+        return tuple(self._backend(spec, accounts[spec.id], duration_s) for spec in self._setup.specs)
+
+    def _backend(
+        self, spec: BackendSpec, boots: Sequence[BackendSnapshot], duration_s: Seconds
+    ) -> BackendResult:
+        """A backend over all its boots."""
         tally = self.tally
-        return tuple(
-            BackendResult(
-                spec.id,
-                group_of(spec),
-                spec.kind,
-                tally.prefills[spec.id],
-                tally.decodes[spec.id],
-                tally.tokens[spec.id],
-                snapshot.busy_prefill_s,
-                snapshot.busy_decode_s,
-                snapshot.energy_j,
-                spec.usd_per_hour * duration_s / 3600.0,
-                snapshot.preemptions,
-            )
-            for spec, snapshot in snapshots(self.world)
+        return BackendResult(
+            spec.id,
+            group_of(spec),
+            spec.kind,
+            tally.prefills[spec.id],
+            tally.decodes[spec.id],
+            tally.tokens[spec.id],
+            math.fsum(one.busy_prefill_s for one in boots),
+            math.fsum(one.busy_decode_s for one in boots),
+            math.fsum(one.energy_j for one in boots),
+            spec.usd_per_hour * duration_s / 3600.0,
+            sum(one.preemptions for one in boots),
         )
 
 

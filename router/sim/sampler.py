@@ -52,13 +52,12 @@ class Sampler:
     def _sample(self) -> _Sample:
         world = self._world
         prefill, decode, energy = ([0.0] * len(self._groups) for _ in range(3))
-        running = 0
-        for spec, snapshot in snapshots(world):
+        running = sum(snapshot.running for _, snapshot in snapshots(world))
+        for spec, snapshot in (*world.past, *snapshots(world)):
             i = self._groups.index(group_of(spec))
             prefill[i] += snapshot.busy_prefill_s
             decode[i] += snapshot.busy_decode_s
             energy[i] += snapshot.energy_j
-            running += snapshot.running
         backlog = max(0, world.live - running)
         return _Sample(world.now, tuple(prefill), tuple(decode), tuple(energy), world.live, backlog)
 

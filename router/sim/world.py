@@ -43,7 +43,7 @@ from router.core.messages import (
     StopPhase,
 )
 from router.core.ports import Tap
-from router.model import BackendSpec, KVHandle, Report, Request, Seconds
+from router.model import BackendSnapshot, BackendSpec, KVHandle, Report, Request, Seconds
 from router.sim.heap import Heap
 from router.sim.network import Network, Spread
 from router.sim.worker import Worker
@@ -92,6 +92,8 @@ class World:
         self.reports: list[Report] = []
         self.watched: dict[str, array[float]] = {}
         self.last_arrival: Seconds = 0.0
+        self.past: list[tuple[BackendSpec, BackendSnapshot]] = []
+        """Last accounts of workers that died."""
         self.stopped = ""
         """Why `stop` was called."""
         self._heap = Heap()
@@ -302,11 +304,12 @@ class World:
         self._heap.background(now + self._network.report_every_s, self._report, worker, now)
 
     def kill(self, backend: str) -> None:
-        """A worker, if it is there, vanishes with everything it has; the router hears of it as of anything else."""
+        """A worker, if it is there, vanishes with everything it has; the router hears of it a moment later."""
         gone = self._workers.pop(backend, None)
         if gone is None:
             return
         gone.die()
+        self.past.append((gone.machine.spec, gone.machine.snapshot(self._heap.now)))
         for pull, (producer, key, consumer) in list(self._pulls.items()):
             if consumer is gone:
                 del self._pulls[pull]

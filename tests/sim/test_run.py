@@ -187,7 +187,7 @@ def test_a_closed_loop_is_no_overload() -> None:
 
 
 def test_a_backend_that_dies_costs_its_requests_and_comes_back_empty() -> None:
-    """What was in decode there fails with a reason, what had no token yet goes elsewhere; after it, all is well."""
+    """What was in decode there fails with a reason, what had no token yet goes elsewhere."""
     mix = workload(a_class(arrivals=Renewal(30.0)), requests=600)
     result = simulate(
         fleet("homogeneous"), mix, contestant("least_loaded"), failures=[Failure("h100-1", 5.0, 5.0)]
@@ -198,6 +198,8 @@ def test_a_backend_that_dies_costs_its_requests_and_comes_back_empty() -> None:
     assert result.failures.get("BACKEND_LOST", 0) + result.retries > 0
     lost = next(one for one in result.backends if one.id == "h100-1")
     assert lost.decodes > 0
+    assert lost.busy_decode_s > 0
+    assert len(result.backends) == 4
     with pytest.raises(ConfigError, match="no backend 'h100-9' can fail"):
         simulate(fleet("homogeneous"), mix, PREDICTED, failures=[Failure("h100-9", 5.0)])
 
