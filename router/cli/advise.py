@@ -34,8 +34,8 @@ Examples:
 
 \b
 Needs SciPy: pip install 'polyphase[plan]'.
-Exit codes: 0 done; 1 no fleet was found that holds; 2 wrong usage; 78 a bad file, no SciPy, or a workload
-that nothing on offer can serve, with the reason.
+Exit codes: 0 done; 1 no fleet was found that holds; 2 wrong usage; 78 a bad file, no SciPy,
+or a workload that nothing on offer can serve, with the reason.
 """
 
 

@@ -44,7 +44,7 @@ EPILOG = """
 \b
 Examples:
   polyphase bound --fleet mixed --workload chat --rate-scale 10
-  polyphase bound --fleet gpu-lpu --trace azure --ttft-slo 1 --tpot-slo 0.05 --rate-scale 20 --window 2
+  polyphase bound --fleet gpu-lpu --trace azure --ttft-slo 1 --tpot-slo 0.05 --rate-scale 20
   polyphase bound --example azure
 
 \b

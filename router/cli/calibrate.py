@@ -30,7 +30,7 @@ Examples:
   polyphase calibrate run requests.csv --prior h100-llama-3.1-8b --out mine.toml --plot mine.svg
   polyphase calibrate run requests.csv --max-num-seqs 128 --max-num-batched-tokens 2048
   polyphase calibrate check mine.toml requests.csv
-  polyphase calibrate probe 127.0.0.1:7600 --model llama-3.1-8b --prior h100-llama-3.1-8b --out mine.toml
+  polyphase calibrate probe 127.0.0.1:7600 --model llama-3.1-8b --json probe.json
   polyphase calibrate fit points.csv --device h100_sxm --model Meta-Llama-3.1-8B --json fits.json
 
 \b

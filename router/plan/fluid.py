@@ -74,7 +74,9 @@ def capacity(
     for k, demand in enumerate(demands):
         network.serve(k, [(theta, demand.rate)])
     total = sum(demand.rate for demand in demands)
-    return _plan(program.maximise(), network, demands, supplies, lambda solution: max(0.0, solution[theta]) * total)
+    return _plan(
+        program.maximise(), network, demands, supplies, lambda solution: max(0.0, solution[theta]) * total
+    )
 
 
 def most(

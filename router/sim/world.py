@@ -304,7 +304,7 @@ class World:
         self._heap.background(now + self._network.report_every_s, self._report, worker, now)
 
     def kill(self, backend: str) -> None:
-        """A worker, if it is there, vanishes with everything it has; the router hears of it a moment later."""
+        """A worker, if it is there, vanishes with all it has; the router hears of it a moment later."""
         gone = self._workers.pop(backend, None)
         if gone is None:
             return

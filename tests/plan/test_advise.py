@@ -125,7 +125,9 @@ def test_limits_that_nobody_meets_are_told_with_what_it_takes() -> None:
 
 def test_a_model_that_nobody_serves_is_told_device_by_device() -> None:
     """Too large, or wired for another."""
-    with pytest.raises(ConfigError, match="nothing on offer can serve 'llama-3.1-405b'.*rtx-4090.*does not fit"):
+    with pytest.raises(
+        ConfigError, match=r"nothing on offer can serve 'llama-3\.1-405b'.*rtx-4090.*does not fit"
+    ):
         market_of(["llama-3.1-405b"], ["rtx-4090", "llama-asic"])
 
 

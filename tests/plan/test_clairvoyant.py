@@ -7,11 +7,9 @@ from router.model import ServiceLevel
 from router.plan.clairvoyant import LIMITS, clairvoyants
 from router.plan.ladder import Question, climb
 from router.plan.recording import recorded
-from router.plan.report_bounds import report_bounds
 from router.sim.classes import DrawnLengths, Renewal, Workload, WorkloadClass
 from router.sim.contest import contestant
 from router.sim.draws import Fixed, Uniform
-from router.sim.experiment import Plan, carry_out
 from router.sim.run import simulate
 
 MODEL = "llama-3.1-8b"
@@ -80,20 +78,3 @@ def test_the_ladder_is_in_order() -> None:
     assert found["online"] < found["clairvoyant"] <= found["B2"] <= found["B1"] <= ladder.offered == 400
     assert ladder.ratio("clairvoyant", "B2") == found["clairvoyant"] / found["B2"]
     assert ladder.as_dict()["capacity"]["requests_per_s"] > 0
-
-
-def test_bounds_of_a_report_lie_above_every_policy() -> None:
-    """Lines for the reports of simulations."""
-    plan = Plan(
-        load_fleet("homogeneous"),
-        workload(130.0, 400),
-        (contestant("predicted"), contestant("least_loaded")),
-        rate_scales=(0.2, 1.0),
-        stop_when_unstable=False,
-    )
-    bounds = report_bounds(plan)
-    assert [(bound.name, bound.rate_scale) for bound in bounds] == [
-        *(("B1", 0.2), ("B2, 5 s", 0.2), ("B1", 1.0), ("B2, 5 s", 1.0))
-    ]
-    for result in carry_out(plan).results:
-        assert all(result.goodput_per_s <= b.goodput_per_s for b in bounds if b.rate_scale == result.rate_scale)

@@ -33,7 +33,16 @@ def test_bound_prints_the_ladder_the_ratios_and_the_duals(tmp_path: Path) -> Non
         *("--rate-scale", "30", "--requests", "300", "--window", "1", "--json", file),
     )
     assert result.exit_code == 0, result.output
-    for words in ("online", "clairvoyant", "B2", "B1", "Worth of", "one h100 more", "Unstable: ", "what binds"):
+    for words in (
+        "online",
+        "clairvoyant",
+        "B2",
+        "B1",
+        "Worth of",
+        "one h100 more",
+        "Unstable: ",
+        "what binds",
+    ):
         assert words in result.output
     found = json.loads(file.read_text())
     assert found["capacity"]["overload"]

@@ -1,4 +1,4 @@
-"""Linear and integer programs: optima, duals in the units of their rows, and what is said when there is none."""
+"""Linear and integer programs: optima, duals in the units of their rows, and what is said without one."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ def test_goodput_is_as_published_to_three_digits(rows: dict[str, Row], fleet: st
 def test_phases_specialise_on_the_mixed_fleet(rows: dict[str, Row]) -> None:
     """fp4 takes the prompts, fp8 the answers, and the oldest devices are of use for prompts alone."""
     mixed = rows["a100 h100 h200 b200"]
-    assert mixed.prefill == pytest.approx({"b200": 0.83, "a100": 0.07, "h200": 0.06, "h100": 0.03}, abs=0.0055)
+    assert mixed.prefill == pytest.approx(
+        {"b200": 0.83, "a100": 0.07, "h200": 0.06, "h100": 0.03}, abs=0.0055
+    )
     assert mixed.decode == pytest.approx({"b200": 0.0, "a100": 0.0, "h200": 0.29, "h100": 0.71}, abs=0.005)
     small = rows["a100 b200"]
     assert small.prefill == pytest.approx({"b200": 0.87, "a100": 0.13}, abs=0.005)
@@ -66,7 +68,10 @@ def test_the_class_table_has_the_traces_in_it() -> None:
     """47 cells, and as many requests as the two traces hold."""
     cells = load_classes()
     assert [sum(c.trace == name for c in cells) for name in ("conversation", "code")] == [23, 24]
-    assert [sum(c.requests for c in cells if c.trace == name) for name in ("conversation", "code")] == [19366, 8819]
+    assert [sum(c.requests for c in cells if c.trace == name) for name in ("conversation", "code")] == [
+        19366,
+        8819,
+    ]
 
 
 def test_cells_keep_means_and_counts() -> None:

@@ -25,7 +25,7 @@ SILOS_FAIL_AT = {"a100": 0.1, "h100": 2.8, "h200": 0.7, "b200": 8.8}
 """Requests a second that each type cannot hold alone; together the same types hold more."""
 REQUESTS = 800
 TARGET = 0.9
-"""Some code prompts are too long for 0.5 s on any of these but the B200, so that 95 % is out of reach for most."""
+"""Some code prompts are too long for 0.5 s on any of these but the B200: 95 % is out of reach for most."""
 CODE_SHARE = 0.3125
 """As in the traces: 2.5 of 8 requests."""
 

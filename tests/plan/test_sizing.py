@@ -47,7 +47,11 @@ def unit(name: str, speed: float, usd: float, watts: float, *, rigid: bool = Fal
     return Supply(name, spec, 64)
 
 
-SLOW, FAST, RIGID = unit("slow", 1, 1.0, 100), unit("fast", 4, 3.0, 900), unit("rigid", 4, 2.0, 50, rigid=True)
+SLOW, FAST, RIGID = (
+    unit("slow", 1, 1.0, 100),
+    unit("fast", 4, 3.0, 900),
+    unit("rigid", 4, 2.0, 50, rigid=True),
+)
 
 
 def sizing(rate: float, *supplies: Supply, limits: Limits = NO_LIMITS, min_flexible: float = 0.0) -> Sizing:
