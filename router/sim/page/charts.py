@@ -160,7 +160,8 @@ def goodput(
     for i, (name, points) in enumerate(bounds.items()):
         path = [(x(a), y(b)) for a, b in points]
         parts.append(polyline(path, "#555c68", dash="7 4" if i == 0 else "2 3", title=f"bound {name}"))
-        parts.append(text(path[-1][0] - 4, path[-1][1] - 6, f"bound {name}", "tick", "end"))
+        # Bounds often meet: their names stand above each other.
+        parts.append(text(path[-1][0] - 4, path[-1][1] - 6 - 13 * i, f"bound {name}", "tick", "end"))
     for name, loads in lines.items():
         parts.append(_goodput_line(x, y, name, loads, colours[name]))
     return picture(box, parts, "Goodput against load")

@@ -12,6 +12,8 @@ from router.sim.page.charts import Change, forest
 from router.sim.page.sections import card, section
 from router.sim.result import Fate
 
+MANY_TIMES = 9.0
+"""Relative change above which a percentage says little."""
 SHOWN = {
     "goodput_per_s": "goodput",
     "ttft_p50_s": "TTFT p50",
@@ -46,7 +48,14 @@ def _pair(one: Comparison) -> str:
         for d in one.differences
         if d.metric in SHOWN and d.base > 0 and d.other > 0
     ]
-    note = "" if one.seeds > 1 else '<div class="note">One seed: no intervals. Give --seeds for them.</div>'
+    notes = [
+        f"{SHOWN[d.metric]}: {d.base:.3g} with {escape(one.base)}, {d.other:.3g} with {escape(one.other)}"
+        for d in one.differences
+        if d.metric in SHOWN and (d.base > 0) != (d.other > 0)
+    ]
+    if one.seeds == 1:
+        notes.append("one seed: no intervals; give --seeds for them")
+    note = f'<div class="note">{"; ".join(notes)}.</div>' if notes else ""
     return card(f"<h3>{escape(title)}</h3>{forest(changes, title)}{note}") + card(_fates(one))
 
 
@@ -54,6 +63,8 @@ def _change(name: str, one: Difference) -> Change:
     change, half = one.change.mean / one.base, one.change.half_width
     low, high = (None, None) if half is None else (change - half / one.base, change + half / one.base)
     said = f"{change:+.1%}" + ("" if half is None else f" ± {half / one.base:.1%}")
+    if change > MANY_TIMES:
+        said = f"{1 + change:.3g} times as much"
     return Change(name, change, low, high, one.better, said)
 
 

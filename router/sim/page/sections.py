@@ -52,10 +52,8 @@ def goodput_section(experiment: Experiment, colours: Mapping[str, str]) -> str:
         one.label: [_load(experiment.of(one.label, scale)) for scale in sorted(plan.rate_scales)]
         for one in plan.policies
     }
-    offered = {
-        scale: max(run.offered_per_s for run in experiment.results if run.rate_scale == scale)
-        for scale in plan.rate_scales
-    }
+    first = plan.policies[0].label
+    offered = {scale: experiment.of(first, scale)[0].offered_per_s for scale in plan.rate_scales}
     bounds: dict[str, list[tuple[float, float]]] = {}
     for bound in sorted(experiment.bounds, key=lambda one: one.rate_scale):
         if bound.rate_scale in offered:

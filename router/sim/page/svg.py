@@ -92,7 +92,7 @@ class Box:
     width: float
     height: float
     left: float = 44.0
-    right: float = 10.0
+    right: float = 18.0
     top: float = 10.0
     bottom: float = 26.0
 
