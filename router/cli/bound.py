@@ -20,7 +20,8 @@ from router.sim.contest import contestant
 from router.sim.workload_file import load_workload, workload_of_trace
 
 DEFAULT_DURATION_S = 600.0
-"""Of arrivals; longer spans make programs that take minutes."""
+DEFAULT_REQUESTS = 10_000
+"""Whichever is over first; more make simulations and programs that take minutes."""
 UNITS = {
     "device": "one {0} more of device time",
     "prompts": "one {0} more of prompt time",
@@ -63,7 +64,7 @@ Exit codes: 0 done; 2 wrong usage; 78 a bad file, no SciPy, or a program that is
 @click.option(
     "--rate-scale", type=POSITIVE, default=1.0, show_default=True, metavar="X", help="Multiply the load."
 )
-@seconds("--duration", "Let requests come for so long.  [default: 600, or the workload's own if shorter]")
+@seconds("--duration", "Let requests come for so long.  [default: 600, and at most 10,000 requests]")
 @click.option("--requests", type=click.IntRange(1, 100_000), metavar="N", help="Stop after so many requests.")
 @click.option(
     "--seed", type=click.IntRange(0, 1 << 62), default=1, show_default=True, help="Of the arrivals."
@@ -101,8 +102,10 @@ def command(**given: Any) -> None:
 def _question(given: Mapping[str, Any]) -> Question:
     workload = _workload(given)
     duration_s = given["duration"]
-    if duration_s is None and given["requests"] is None and workload.requests is None:
+    requests = given["requests"]
+    if duration_s is None and requests is None:
         duration_s = min(DEFAULT_DURATION_S, workload.duration_s)
+        requests = min(DEFAULT_REQUESTS, workload.requests or DEFAULT_REQUESTS)
     limits = Limits(power_w=given["power_cap_w"]) if given["power_cap_w"] else Limits()
     return Question(
         load_fleet(given["fleet"]).backends,
@@ -110,7 +113,7 @@ def _question(given: Mapping[str, Any]) -> Question:
         contestant(given["policy"]),
         given["seed"],
         given["rate_scale"],
-        given["requests"],
+        requests,
         duration_s,
         given["window"],
         limits,

@@ -34,6 +34,7 @@ class Bounds:
     windows: float
     """B2."""
     window_s: Seconds
+    """Of B2; longer than asked for where the program would have been too large."""
     unservable: int
     """Requests that no backend can serve in time even when idle (B0)."""
 
@@ -83,7 +84,7 @@ def bounds_of(case: Case, window_s: Seconds, limits: Limits = NO_LIMITS) -> Boun
         return Bounds(count, case.span_s, reachable, reachable, window_s, lost)
     demands = [demand for demand, _ in case.named]
     whole = most(demands, case.supplies, case.efforts, case.span_s, limits).objective
-    parts = most_in_windows(
+    parts, window_s = most_in_windows(
         case.tasks, case.named, case.supplies, case.efforts, window_s, case.span_s, limits
     )
     return Bounds(count, case.span_s, whole, min(whole, parts), window_s, lost)

@@ -41,7 +41,7 @@ class _Hindsight:
     ) -> None:
         self._program = Program()
         self._units = [Supply(spec.id, spec, 1) for spec in specs]
-        self._clock = Clock(window_s, span_s)
+        self._clock = Clock(window_s, span_s, max((one.at_s for one in tasks), default=0.0))
         self._prompts: dict[tuple[int, int], list[Term]] = {}
         self._answers: dict[tuple[int, int], list[Term]] = {}
         self._room: dict[int, list[Term]] = {}

@@ -129,7 +129,7 @@ def climb(question: Question, tell: Callable[[str], None] = lambda text: None) -
     rungs = (
         Rung("online", online, question.policy.label),
         Rung("clairvoyant", best, label),
-        Rung("B2", bounds.windows, f"fluid program in windows of {question.window_s:g} s"),
+        Rung("B2", bounds.windows, f"fluid program in windows of {bounds.window_s:g} s"),
         Rung("B1", bounds.whole_span, "fluid program over the whole span"),
     )
     return _ladder(case, bounds, rungs, question.limits)
@@ -142,7 +142,7 @@ def bound_only(
     case = case_of(tasks, supplies_of(specs))
     bounds = bounds_of(case, window_s, limits)
     rungs = (
-        Rung("B2", bounds.windows, f"fluid program in windows of {window_s:g} s"),
+        Rung("B2", bounds.windows, f"fluid program in windows of {bounds.window_s:g} s"),
         Rung("B1", bounds.whole_span, "fluid program over the whole span"),
     )
     return _ladder(case, bounds, rungs, limits)

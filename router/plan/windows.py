@@ -11,10 +11,11 @@ steps the rows would not hold: a request may pay less than its mean for the step
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from router.model import Seconds
 from router.plan.fluid import standing
@@ -25,6 +26,11 @@ from router.plan.supply import NO_LIMITS, Demand, Efforts, Limits, Supply
 from router.plan.tasks import Timed
 from router.plan.work import Task
 
+GROWTH: Final = 1.5
+"""Of the windows after the last arrival, one to the next."""
+ROUNDING: Final = 1e-9
+MOST_TERMS: Final = 1_200_000
+"""Coefficients that HiGHS works through in about a minute."""
 Terms = dict[tuple[int, int], list[Term]]
 """By type and window."""
 
@@ -47,36 +53,55 @@ def most_in_windows(
     window_s: Seconds,
     span_s: Seconds,
     limits: Limits = NO_LIMITS,
-) -> float:
-    """The most tasks that can be served within their objectives.
+) -> tuple[float, Seconds]:
+    """The most tasks that can be served within their objectives, and the length of the windows used.
 
-    The span begins at 0; a demand's rate is its number of tasks. Raises ConfigError when the program is too
-    large.
+    The span begins at 0; a demand's rate is its number of tasks. Windows that would make the program too
+    large are doubled until it is not; after the last arrival they grow, since nothing new comes.
     """
+    numbers = {task: k for k, (_, task) in enumerate(named)}
+    end_s = max((one.at_s for one in tasks), default=0.0)
+    clock = Clock(window_s, span_s, end_s)
+    while (arrivals := _arrivals(tasks, numbers, clock)) and _terms(arrivals, supplies) > MOST_TERMS:
+        window_s *= 2.0
+        clock = Clock(window_s, span_s, end_s)
     program = Program()
     demands = [demand for demand, _ in named]
-    network = standing(program, demands, supplies, efforts, span_s, limits)
-    numbers = {task: k for k, (_, task) in enumerate(named)}
-    clock = Clock(window_s, span_s)
-    arrivals = Counter(clock.arrivals(numbers[one.task], one) for one in tasks)
-    rows = _Rows(program, network, supplies)
-    for k in range(len(demands)):
-        rows.serve(k, [(a, count) for a, count in arrivals.items() if a.kind == k])
+    rows = _Rows(program, standing(program, demands, supplies, efforts, span_s, limits), supplies)
+    by_kind: dict[int, list[tuple[Arrivals, int]]] = {k: [] for k in range(len(demands))}
+    for each, count in arrivals.items():
+        by_kind[each.kind].append((each, count))
+    for k, some in by_kind.items():
+        rows.serve(k, some)
     rows.fill(demands, efforts, clock)
-    return program.maximise().objective
+    return program.maximise().objective, window_s
+
+
+def _arrivals(tasks: Sequence[Timed], numbers: Mapping[Task, int], clock: Clock) -> Counter[Arrivals]:
+    return Counter(clock.arrivals(numbers[one.task], one) for one in tasks)
+
+
+def _terms(arrivals: Iterable[Arrivals], supplies: Sequence[Supply]) -> int:
+    """About how many coefficients: each share of a phase is in three rows."""
+    windows = sum(each.token_by + each.end_by - 2 * each.window + 2 for each in arrivals)
+    return 3 * windows * len(supplies)
 
 
 class Clock:
-    """Windows of a span."""
+    """Windows of a span: equal ones while requests come, growing ones after that."""
 
-    def __init__(self, window_s: Seconds, span_s: Seconds) -> None:
-        self._window_s = window_s
+    def __init__(self, window_s: Seconds, span_s: Seconds, arrivals_end_s: Seconds) -> None:
+        self._starts = [0.0]
+        length_s = window_s
+        while self._starts[-1] + length_s < span_s * (1.0 - ROUNDING):
+            self._starts.append(self._starts[-1] + length_s)
+            length_s *= GROWTH if self._starts[-1] > arrivals_end_s else 1.0
         self._span_s = span_s
-        self._last = max(0, math.ceil(span_s / window_s - 1e-9) - 1)
 
     def length_s(self, window: int) -> Seconds:
         """The last window ends with the span."""
-        return self._window_s if window < self._last else self._span_s - self._last * self._window_s
+        after = self._starts[window + 1] if window + 1 < len(self._starts) else self._span_s
+        return after - self._starts[window]
 
     def arrivals(self, kind: int, one: Timed) -> Arrivals:
         """Where a task comes and is due."""
@@ -84,7 +109,7 @@ class Clock:
 
     def at(self, time_s: Seconds) -> int:
         """The window of a time, or the last one; a time on an edge, but for rounding, is later."""
-        return self._last if math.isinf(time_s) else min(self._last, int(time_s / self._window_s + 1e-9))
+        return bisect_right(self._starts, time_s * (1.0 + ROUNDING)) - 1
 
 
 class _Rows:
