@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from router.model import Seconds
 from router.plan.fluid import Plan, capacity, most
@@ -18,7 +19,7 @@ from router.plan.tasks import Timed, coarsen, kinds
 from router.plan.windows import most_in_windows
 from router.plan.work import Task, floors_of, least_efforts
 
-KINDS = 400
+KINDS: Final = 400
 """Different tasks in one program; more are rounded down to a coarser grid."""
 
 

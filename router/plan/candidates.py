@@ -8,7 +8,7 @@ of the same device, model and format, it takes the place of the prior.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -150,8 +150,3 @@ def _listed(refused: Mapping[str, str]) -> str:
 
 def _first_sentence(text: str) -> str:
     return text.split(". ", maxsplit=1)[0].rstrip(".")
-
-
-def by_name(candidates: Iterable[Candidate]) -> dict[str, Candidate]:
-    """The candidates by the names of their supplies."""
-    return {one.supply.name: one for one in candidates}

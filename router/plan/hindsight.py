@@ -53,6 +53,7 @@ class _Hindsight:
         self._fill(span_s)
 
     def solve(self) -> float:
+        """The optimum, a whole number."""
         return float(round(self._program.maximise().objective))
 
     def _serve(self, one: Timed, efforts: Sequence[Effort]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from router.model import BackendSpec, Seconds
 from router.plan.bounds import Bounds, Case, bounds_of, capacity_of, case_of, reasons
@@ -22,7 +22,7 @@ from router.plan.tasks import Timed
 from router.sim.classes import Workload
 from router.sim.run import Contestant, simulate
 
-LEAST_DUAL = 1e-9
+LEAST_DUAL: Final = 1e-9
 """A limit whose dual is smaller does not bind."""
 
 
@@ -110,7 +110,7 @@ class Ladder:
         }
 
 
-RATIOS = (("online", "clairvoyant"), ("clairvoyant", "B2"), ("B2", "B1"), ("online", "B2"))
+RATIOS: Final = (("online", "clairvoyant"), ("clairvoyant", "B2"), ("B2", "B1"), ("online", "B2"))
 
 
 def climb(question: Question, tell: Callable[[str], None] = lambda text: None) -> Ladder:

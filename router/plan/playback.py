@@ -11,13 +11,14 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from router.model import Request, Seconds
 from router.plan.tasks import Timed, timed
 from router.sim.classes import AtOnce, InFlight, Workload, WorkloadClass
 from router.sim.traffic import Traffic
 
-SAMPLE = 3000
+SAMPLE: Final = 3000
 """Requests from which a demand is estimated."""
 
 

@@ -217,6 +217,7 @@ def _least(sizing: Sizing, prices: Mapping[str, float]) -> float:
 
 
 def unit_prices(sizing: Sizing, goal: Goal) -> dict[str, float]:
+    """What one idle unit of each type costs by a goal: USD an hour, or watts."""
     prices = sizing.prices
     found: dict[str, float] = {}
     for supply in sizing.supplies:
