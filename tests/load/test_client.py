@@ -77,11 +77,22 @@ async def test_failures_are_counted_by_their_reason(per_call: bool) -> None:
 
 @TRANSPORTS
 async def test_a_router_that_hangs_costs_the_timeout_only(per_call: bool) -> None:
-    """Each request is given up, and sessions tell the router so."""
-    tally, router = await offered(Script(hang=True), per_call=per_call, timeout_s=0.3)
+    """Each request is given up."""
+    tally, _ = await offered(Script(hang=True), per_call=per_call, timeout_s=0.3)
     assert tally.failures == {"CLIENT_TIMEOUT": tally.offered}
-    if not per_call:
-        assert len(router.cancels) == len(router.requests)
+
+
+async def test_a_session_tells_the_router_what_it_gave_up() -> None:
+    """While a session lives, a request given up on is cancelled by its stream's number."""
+    async with serving(Script(hang=True)) as (router, target):
+        run = LoadRun(plan(target, duration_s=60.0, rate=20.0, timeout_s=0.2))
+        running = asyncio.create_task(run.run())
+        async with asyncio.timeout(30.0):
+            while not router.cancels:
+                await asyncio.sleep(0.01)
+        run.stop()
+        await running
+    assert router.cancels[0] == 1
 
 
 @TRANSPORTS
