@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum, StrEnum
+
+from router.value import value
 
 Seconds = float
 
@@ -94,7 +96,7 @@ class BackendState(StrEnum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ServiceLevel:
     """What a request asks of the service; None means no objective."""
 
@@ -104,7 +106,7 @@ class ServiceLevel:
     """p99 over p50 of the time per output token, at least 1."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Request:
     """What a policy may know of a request.
 
@@ -131,7 +133,7 @@ class Request:
     max_energy_j: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepParameters:
     """Parameters of the step model, in seconds (formula and origin: backends/models/latency.py)."""
 
@@ -150,7 +152,7 @@ class StepParameters:
     """Share of steps that take 2 to 3 times as long, as GPUs now and then do; in [0, 1]."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AfdParameters:
     """Decode split between attention and FFN devices: times of one layer, for one micro-batch.
 
@@ -175,7 +177,7 @@ class AfdParameters:
     """And back."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PowerParameters:
     """P = min(idle + joule_per_byte x bytes/s + joule_per_flop x FLOP/s, cap), for the whole backend."""
 
@@ -189,7 +191,7 @@ class PowerParameters:
     """FLOPs per token of a forward pass, attention aside."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkParameters:
     """KV egress of a backend: transfers on it share bandwidth_bytes_per_s."""
 
@@ -201,7 +203,7 @@ class LinkParameters:
     """Layers of the model when KV leaves layer by layer while prefill goes on; 0 sends it afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ConnectorFlags:
     """How an engine hands KV over; the four flags cover vLLM, SGLang and TensorRT-LLM."""
 
@@ -211,7 +213,7 @@ class ConnectorFlags:
     first_token_from_prefill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendSpec:
     """What a backend is. Static: it changes only when the backend registers anew."""
 
@@ -261,7 +263,7 @@ class BackendSpec:
         return producer.kv_layout == self.kv_layout or producer.kv_layout in self.kv_accepts
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendSnapshot:
     """A worker's last account of itself, as old as its observed_at says."""
 
@@ -299,7 +301,7 @@ class BackendSnapshot:
     """Of the network between them."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InFlight:
     """Our own ledger of a backend: booked with the decision, released on every exit. Never stale."""
 
@@ -317,7 +319,7 @@ class InFlight:
 IDLE = InFlight()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendView:
     """One backend as a policy sees it: the spec, the last snapshot, and our own ledger, kept apart."""
 
@@ -327,7 +329,7 @@ class BackendView:
     in_flight: InFlight = IDLE
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prediction:
     """What the policy expects, from arrival on. Filled by predicting policies."""
 
@@ -338,7 +340,7 @@ class Prediction:
     energy_j: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """A pair that was considered. Higher scores win; the unit is the policy's own."""
 
@@ -348,7 +350,7 @@ class Candidate:
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Exclusion:
     """Backends that were not considered, by reason; the first few are named."""
 
@@ -357,7 +359,7 @@ class Exclusion:
     backends: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decision:
     """Why a request went where it went. Bounded: the best candidates only."""
 
@@ -374,7 +376,7 @@ class Decision:
         return self.candidates[1] if len(self.candidates) > 1 else None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RoutePlan:
     """Both phases as a pair. The same backend twice means no split; decode None is bound after prefill."""
 
@@ -390,7 +392,7 @@ class RoutePlan:
         return self.decode != self.prefill
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placement:
     """The answer of late binding: where decode runs."""
 
@@ -398,24 +400,31 @@ class Placement:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wait:
     """No place at this time; ask again when something changes."""
 
     reason: str
     decision: Decision | None = None
+    no_room: bool = False
+    """No backend has room for it. Then requests of the same model and class that need no fewer tokens are
+    not asked for until room comes free; otherwise the answer says nothing of others."""
+    until: Seconds = math.inf
+    """Ask again at this time, later than now, even if nothing has changed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reject:
     """No place ever, or not in time."""
 
     reason: str
     infeasible_deadline: bool = False
     decision: Decision | None = None
+    retry_after_s: Seconds = 0.0
+    """Above 0: it was the load, and a retry after this time may do better; the request is shed."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVHandle:
     """Ownership of one request's KV cache at its producer. Single use, fenced, leased."""
 
@@ -434,7 +443,7 @@ class KVHandle:
     connector: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseCost:
     """What a phase took on its worker."""
 
@@ -445,7 +454,7 @@ class PhaseCost:
     energy_j: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseSample:
     """A phase of one request that ended, for models that learn: what was computed, and what it took."""
 
@@ -462,7 +471,7 @@ class PhaseSample:
     """Other sequences that decode on the backend at its end, by our own ledger."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseUse:
     """One phase as it ran on one backend."""
 
@@ -473,7 +482,7 @@ class PhaseUse:
     cost_usd: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseTimes:
     """Where the time of a request went. queue + prefill + handoff + decode = e2e (core/timeline.py)."""
 
@@ -486,7 +495,7 @@ class PhaseTimes:
     tpot_s: Seconds | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """Tokens in and out."""
 
@@ -495,7 +504,7 @@ class Usage:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """The account of a request that ended, well or not."""
 

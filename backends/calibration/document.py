@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _text(
         "notes": [*notes, *(f"prior: {one}" for one in origin.notes)],
     }
     document["backend"] = {**document.get("backend", {}), **backend}
-    fitted = {name: getattr(step, name) for name in StepParameters.__slots__}
+    fitted = {each.name: getattr(step, each.name) for each in fields(StepParameters)}
     noise = {name: document.get("step", {}).get(name) for name in ("noise_sigma", "stall_probability")}
     document["step"] = {**fitted, **{key: value for key, value in noise.items() if value is not None}}
     text = "\n".join(_lines(document))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -106,7 +106,9 @@ def priors_table(kernels: StepParameters) -> str:
 
 
 def _scaled(step: StepParameters, factor: float) -> StepParameters:
-    times = {name: getattr(step, name) * factor for name in step.__slots__ if name.endswith("_s")}
+    times = {
+        each.name: getattr(step, each.name) * factor for each in fields(step) if each.name.endswith("_s")
+    }
     return replace(step, **times)
 
 

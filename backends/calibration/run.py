@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Calibration:
             "fitted_on": None if self.fitted_on is None else self.fitted_on.as_json(),
             "all": self.every.as_json(),
             "prior": None if self.before is None else self.before.as_json(),
-            "step": {name: getattr(step, name) for name in step.__slots__},
+            "step": {each.name: getattr(step, each.name) for each in fields(step)},
             "engine": {
                 "max_num_seqs": spec.max_num_seqs,
                 "max_num_batched_tokens": spec.max_num_batched_tokens,

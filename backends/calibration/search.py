@@ -13,7 +13,7 @@ arrivals and lengths, as load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -133,8 +133,8 @@ def replayed(run: EngineRun, spec: BackendSpec) -> Replay:
 def _between(start: StepParameters, end: StepParameters, share: float) -> StepParameters:
     """`share` of the way from one set of parameters to another; the shape is the end's."""
     mixed = {
-        name: (1.0 - share) * getattr(start, name) + share * getattr(end, name)
-        for name in StepParameters.__slots__
+        each.name: (1.0 - share) * getattr(start, each.name) + share * getattr(end, each.name)
+        for each in fields(StepParameters)
     }
     return StepParameters(**{**mixed, "saturation_tokens": end.saturation_tokens})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from backends.models.metering import Bill, parts_s
 from router.model import Seconds
@@ -67,7 +67,12 @@ class Account:
 
     def ahead(self, bill: Bill) -> Account:
         """The account as it will be, with steps that decode alone and are over but not booked yet."""
-        later = replace(self)
+        later = Account(  # in the order of the fields; `replace` takes eight times as long
+            self.busy_prefill_s, self.busy_decode_s, self.energy_j,
+            self.steps, self.decode_sequences, self.context_tokens, self.prefill_tokens, self.attention_pairs,
+            self.busy_loading_s, self.busy_attention_s, self.busy_ffn_s, self.busy_transfer_s,
+            self.dropped_s, self.dropped_j,
+        )  # fmt: skip
         later.book(bill, 0.0)
         return later
 

@@ -99,8 +99,8 @@ class DecodeBatch:
         if until - after == 1:
             return self._crossings[(self.step + after) % self._block]
         rounds, rest = divmod(until - after, self._block)
-        first = self.step + after
-        partial = sum(self._crossings[(first + j) % self._block] for j in range(rest))
+        first, crossings = (self.step + after) % self._block, self._crossings
+        partial = sum(crossings[first : first + rest]) + sum(crossings[: max(0, first + rest - self._block)])
         return rounds * len(self.members) + partial
 
     def steps_within(self, blocks: int, steps: int) -> int:

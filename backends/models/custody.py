@@ -35,16 +35,14 @@ class Custody:
     def __init__(self, producer: str, incarnation: str) -> None:
         self._producer = producer
         self._incarnation = incarnation
-        self._held: dict[int, Held] = {}
+        self.held: dict[int, Held] = {}
+        """By the key of its prefill; for reading."""
         self._pulls: dict[int, Held] = {}
         self._leases: list[tuple[Seconds, int]] = []
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def hold(self, held: Held) -> None:
         """Keep KV until it is claimed, dropped, or its lease ends."""
-        self._held[held.key] = held
+        self.held[held.key] = held
         heapq.heappush(self._leases, (held.handle.expires_at, held.key))
 
     def find(self, handle: KVHandle) -> Held | str:
@@ -53,7 +51,7 @@ class Custody:
             return f"this is {self._producer}; the handle names {handle.producer}"
         if handle.incarnation != self._incarnation:
             return f"{self._producer} restarted since the handle was minted; its KV is gone, prefill again"
-        held = self._held.get(_key_of(handle))
+        held = self.held.get(_key_of(handle))
         if held is None or not _same(held.handle, handle):
             return (
                 f"{self._producer} holds no KV of request {handle.request_id} epoch {handle.epoch}: "
@@ -73,7 +71,7 @@ class Custody:
 
     def of_key(self, key: int) -> Held | None:
         """The KV that a prefill left."""
-        return self._held.get(key)
+        return self.held.get(key)
 
     def of_pull(self, pull: int) -> Held | None:
         """The KV that a pull claimed."""
@@ -81,7 +79,7 @@ class Custody:
 
     def drop(self, held: Held) -> None:
         """Keep it no longer."""
-        self._held.pop(held.key, None)
+        self.held.pop(held.key, None)
         if held.pull is not None:
             self._pulls.pop(held.pull, None)
 
@@ -90,14 +88,14 @@ class Custody:
         gone: list[Held] = []
         while (due := self.next_expiry()) is not None and due <= now:
             _, key = heapq.heappop(self._leases)
-            gone.append(self._held.pop(key))
+            gone.append(self.held.pop(key))
         return gone
 
     def next_expiry(self) -> Seconds | None:
         """When the next unclaimed lease ends; leases of KV that is gone or claimed never wake anybody."""
         while self._leases:
             due, key = self._leases[0]
-            held = self._held.get(key)
+            held = self.held.get(key)
             if held is not None and held.pull is None:
                 return due
             heapq.heappop(self._leases)

@@ -137,12 +137,18 @@ class BatchEngine:
         """Steps of the stretch that will be over at the deadline."""
         return stretch.shown + 1 if self._emit_tokens else stretch.steps
 
+    def take_kv_changes(self) -> tuple[list[int], list[int]]:
+        """Blocks of the prefix cache, stored and evicted, as BlockPool.take_changes."""
+        return self._schedule.blocks.pool.take_changes()
+
     def snapshot(self, now: Seconds) -> BackendSnapshot:
         """The engine's account of itself; the step in progress counts when it is over."""
         schedule, account, loading = self._schedule, self._account, self._loading
         blocks = schedule.blocks.pool.used
-        if (stretch := self._stretch) is not None and 0 < (done := stretch.done_by(now)) < stretch.steps:
-            blocks += schedule.batch.growth(stretch.grown, max(stretch.grown, done + 1))
+        stretch = self._stretch
+        if stretch is not None and not stretch.work.chunks and (done := stretch.done_by(now)):
+            # Also where all its steps are over and a late driver has not ended it: counters never go back.
+            blocks += schedule.batch.growth(stretch.grown, max(stretch.grown, min(done + 1, stretch.steps)))
             account = account.ahead(self._tariff.bill(stretch.work, stretch.span(done)))
         loaded_s = account.busy_loading_s + (0.0 if loading is None else max(0.0, now - loading.began))
         idle_s = max(0.0, now - self._boot - account.busy_prefill_s - account.busy_decode_s)

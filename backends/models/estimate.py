@@ -17,7 +17,7 @@ REBUILD_AFTER: Final = 8
 """Observations between two models of a backend, unless it has changed at once."""
 REBUILD_BEYOND: Final = 0.01
 """A model is built anew when a ratio has moved by 1 %; while none has, the prior's own model stands."""
-DECLARED: Final[Terms] = (1.0, 1.0, 1.0, 1.0, 1.0)
+DECLARED: Terms = (1.0, 1.0, 1.0, 1.0, 1.0)
 """Ratios of a backend that is as it says."""
 
 

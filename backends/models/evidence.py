@@ -8,7 +8,6 @@ not count them gives one per phase of a request, from the device time that it ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -49,8 +48,7 @@ class Evidence(NamedTuple):
     at: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """What a worker counted, since its boot or between two snapshots."""
 
     busy_s: Seconds
@@ -65,9 +63,10 @@ class Growth:
     @property
     def is_sound(self) -> bool:
         """Whether counters can have grown by this: nothing is negative, infinite or no number."""
-        reals = (self.busy_s, self.prefill_s, self.context_tokens, self.attention_pairs)
-        whole = (self.steps, self.decode_sequences, self.prefill_tokens)
-        return all(0.0 <= value < math.inf for value in reals) and min(whole) >= 0
+        busy_s, prefill_s, steps, sequences, context, prompt, pairs = self
+        reals = 0.0 <= busy_s < math.inf and 0.0 <= prefill_s < math.inf
+        reals = reals and 0.0 <= context < math.inf and 0.0 <= pairs < math.inf
+        return reals and steps >= 0 and sequences >= 0 and prompt >= 0
 
 
 def counted(snapshot: BackendSnapshot) -> Growth:
@@ -85,14 +84,15 @@ def counted(snapshot: BackendSnapshot) -> Growth:
 
 def between(old: Growth, new: Growth) -> Growth:
     """What was counted after `old`; not sound when the counters were set back in between."""
+    busy_s, prefill_s, steps, sequences, context, prompt, pairs = old
     return Growth(
-        new.busy_s - old.busy_s,
-        new.prefill_s - old.prefill_s,
-        new.steps - old.steps,
-        new.decode_sequences - old.decode_sequences,
-        new.context_tokens - old.context_tokens,
-        new.prefill_tokens - old.prefill_tokens,
-        new.attention_pairs - old.attention_pairs,
+        new.busy_s - busy_s,
+        new.prefill_s - prefill_s,
+        new.steps - steps,
+        new.decode_sequences - sequences,
+        new.context_tokens - context,
+        new.prefill_tokens - prompt,
+        new.attention_pairs - pairs,
     )
 
 
@@ -137,14 +137,12 @@ def _mixed(prior: Prior, growth: Growth) -> Terms | None:
 
 def _together(prior: Prior, growth: Growth) -> Terms:
     """Steps of equal size that each decode; the means are exact where the price does not bend."""
-    n = growth.steps
-    batch = max(1, round(growth.decode_sequences / n))
-    tokens, pairs = growth.prefill_tokens, growth.attention_pairs
-    price = prior.law.price(batch, round(growth.context_tokens / n), round(tokens / n), pairs / n)
+    _, _, n, sequences, context, tokens, pairs = growth
+    price = prior.law.price(max(1, round(sequences / n)), round(context / n), round(tokens / n), pairs / n)
     return (
         n * price.base_s,
-        price.per_sequence_s * growth.decode_sequences,
-        price.per_context_token_s * growth.context_tokens,
+        price.per_sequence_s * sequences,
+        price.per_context_token_s * context,
         price.per_prefill_token_s * tokens,
         price.per_attention_pair_s * pairs,
     )

@@ -20,7 +20,7 @@ def blocks_for(tokens: int, block_tokens: int) -> int:
 class BlockPool:
     """The blocks of one backend."""
 
-    __slots__ = ("_idle", "_private", "_references", "capacity")
+    __slots__ = ("_changed", "_idle", "_private", "_references", "capacity")
 
     def __init__(self, capacity: int) -> None:
         """`capacity` is in blocks, at least 1."""
@@ -33,6 +33,8 @@ class BlockPool:
         self._references: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Cached blocks without references, least recently used first."""
+        self._changed: dict[int, bool] | None = None
+        """Blocks cached (True) or evicted since somebody asked; None while nobody does."""
 
     @property
     def used(self) -> int:
@@ -60,6 +62,8 @@ class BlockPool:
         while self._private + len(self._references) > self.capacity:
             evicted, _ = self._idle.popitem(last=False)
             del self._references[evicted]
+            if self._changed is not None:
+                self._changed[evicted] = False
         return True
 
     def free(self, blocks: int) -> None:
@@ -94,7 +98,16 @@ class BlockPool:
             return False
         self.free(1)
         self._references[one] = 1
+        if self._changed is not None:
+            self._changed[one] = True
         return True
+
+    def take_changes(self) -> tuple[list[int], list[int]]:
+        """Blocks cached and blocks evicted since the last call; at the first, all that are cached."""
+        seen = dict.fromkeys(self._references, True) if self._changed is None else self._changed
+        self._changed = {}
+        evicted = [one for one, there in seen.items() if not there]
+        return [one for one, there in seen.items() if there], evicted
 
     def release(self, hashes: Sequence[int]) -> None:
         """Drop references; blocks without any stay cached until room is needed."""

@@ -10,10 +10,10 @@ the driver converts lease durations at the wire. Values only; no I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from router.model import FinishReason, KVHandle, PhaseCost, Seconds
+from router.value import value
 
 
 class FailReason(StrEnum):
@@ -36,7 +36,7 @@ class FailReason(StrEnum):
 # --- commands --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunPrefill:
     """Compute the KV of a prompt; with decode_here go on to decode, otherwise hold the KV for a peer."""
 
@@ -58,7 +58,7 @@ class RunPrefill:
     """One of the backend's; empty means the first of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RunDecode:
     """Reserve room, have the KV pulled, then decode from first_index on."""
 
@@ -77,7 +77,7 @@ class RunDecode:
     """One of the backend's; empty means the first of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stop:
     """Drop whatever the key stands for and free its room at once: queued, running, pulling, or held KV.
 
@@ -87,14 +87,14 @@ class Stop:
     key: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Release:
     """Free KV that nobody will pull. A handle that names no held KV is ignored."""
 
     kv: KVHandle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ServeKV:
     """A peer asks for KV held here. Answered once: KVServed, KVRefused, or silence after AbortServe."""
 
@@ -104,14 +104,14 @@ class ServeKV:
     consumer: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AbortServe:
     """The peer of a pull went away: stop the transfer and free the KV. A pull that is over is ignored."""
 
     pull: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVArrived:
     """The KV asked for by PullKV is here, complete."""
 
@@ -122,7 +122,7 @@ class KVArrived:
     """As the producer sent it; another one than the handle's means foreign KV and fails the key."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVPullFailed:
     """The KV asked for by PullKV will not come."""
 
@@ -136,7 +136,7 @@ WorkerCommand = RunPrefill | RunDecode | Stop | Release | ServeKV | AbortServe |
 # --- events ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StepTokens:
     """Tokens of one engine step, in columns: keys[i] produced its token indices[i]."""
 
@@ -144,9 +144,11 @@ class StepTokens:
     """When the model's step ended: at most `now`, earlier when the driver is late."""
     keys: tuple[int, ...]
     indices: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    """Their ids, from a worker that knows them; a model of hardware does not."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PrefillFinished:
     """The KV of the prompt is complete. With kv the key is over; without, its decode goes on here."""
 
@@ -156,7 +158,7 @@ class PrefillFinished:
     kv: KVHandle | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PullKV:
     """Room is reserved: fetch the KV now, then answer with KVArrived or KVPullFailed."""
 
@@ -164,7 +166,7 @@ class PullKV:
     kv: KVHandle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVTaken:
     """The decode side holds the KV and will decode."""
 
@@ -173,7 +175,7 @@ class KVTaken:
     transfer_s: Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVServed:
     """The last byte of a pull left this worker; its copy is gone. Send the fingerprint to the peer."""
 
@@ -183,7 +185,7 @@ class KVServed:
     fingerprint: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVRefused:
     """A pull is over without KV."""
 
@@ -192,7 +194,7 @@ class KVRefused:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DecodeFinished:
     """The last token is out; the key is over."""
 
@@ -203,7 +205,7 @@ class DecodeFinished:
     reason: FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Failed:
     """The key is over without the rest of its work; its room is free."""
 

@@ -63,30 +63,41 @@ class Ratios:
 
     def update(self, terms: Terms, surprise: float, noise: float) -> None:
         """Move by an observation. `noise` is the standard deviation of its logarithm, above 0."""
-        parts = [r * x for r, x in zip(self.values, terms, strict=True)]
-        whole = sum(parts)
-        shares = [part / whole for part in parts]
-        gains = self._correct(shares, noise)
-        self.logs = [
-            min(LIMIT, max(-LIMIT, log + gain * surprise)) for log, gain in zip(self.logs, gains, strict=True)
-        ]
+        p0, p1, p2, p3, p4 = [r * x for r, x in zip(self.values, terms, strict=True)]
+        whole = p0 + p1 + p2 + p3 + p4
+        gains = self._correct((p0 / whole, p1 / whole, p2 / whole, p3 / whole, p4 / whole), noise)
+        moved = [log + gain * surprise for log, gain in zip(self.logs, gains, strict=True)]
+        self.logs = [log if -LIMIT <= log <= LIMIT else math.copysign(LIMIT, log) for log in moved]
         self.values = [math.exp(log) for log in self.logs]
 
-    def _correct(self, shares: list[float], noise: float) -> list[float]:
-        """Forget a little, then count the observation; returns the gains. Shares add up to 1."""
+    def _correct(self, shares: Terms, noise: float) -> list[float]:
+        """Forget a little, then count the observation; returns the gains. Shares add up to 1.
+
+        Written out over the five columns: this is done at every load report, and loops cost thrice as much.
+        """
         common = (FORGETTING * noise) ** 2
         own = common * DEVIATION * DEVIATION
+        h0, h1, h2, h3, h4 = shares
         bearing = [  # the covariance, forgetting included, times the shares
-            sum([p * h for p, h in zip(row, shares, strict=True)]) + common + own * share
-            for row, share in zip(self._covariance, shares, strict=True)
+            p0 * h0 + p1 * h1 + p2 * h2 + p3 * h3 + p4 * h4 + common + own * share
+            for (p0, p1, p2, p3, p4), share in zip(self._covariance, shares, strict=True)
         ]
-        variance = noise * noise + sum([b * h for b, h in zip(bearing, shares, strict=True)])
+        b0, b1, b2, b3, b4 = bearing
+        variance = noise * noise + (b0 * h0 + b1 * h1 + b2 * h2 + b3 * h3 + b4 * h4)
         gains = [b / variance for b in bearing]
-        for i, (row, gain) in enumerate(zip(self._covariance, gains, strict=True)):
-            row[:] = [p + common - gain * b for p, b in zip(row, bearing, strict=True)]
+        self._covariance = rows = [
+            [
+                p0 + common - g * b0,
+                p1 + common - g * b1,
+                p2 + common - g * b2,
+                p3 + common - g * b3,
+                p4 + common - g * b4,
+            ]
+            for (p0, p1, p2, p3, p4), g in zip(self._covariance, gains, strict=True)
+        ]
+        for i, row in enumerate(rows):
             row[i] += own
-        for i in _INDICES:
-            if self._covariance[i][i] > _CAP:
+            if row[i] > _CAP:
                 self._cap(i)
         return gains
 

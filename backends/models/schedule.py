@@ -83,6 +83,8 @@ class Schedule:
     @property
     def uncomputed_tokens(self) -> int:
         """Prompt tokens that wait for prefill, or for the rest of it."""
+        if not (self._waiting or self._unseen or self._chunking):
+            return 0
         queued = (*self._waiting.values(), *self._unseen.values(), *self._chunking.values())
         return sum(sequence.missing for sequence in queued)
 

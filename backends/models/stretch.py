@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -52,8 +53,8 @@ class Noise:
     def ahead(self, steps: int) -> list[float]:
         """The factors of the next steps, `steps` of them at least."""
         draws = self._ahead
-        while len(draws) < steps:
-            draws.append(self._draw())
+        if (missing := steps - len(draws)) > 0:
+            draws += self._draw(missing)
         return draws
 
     def consume(self, steps: int) -> None:
@@ -65,9 +66,15 @@ class Noise:
         """Something came in the way of a stretch: the next ones are likely to be short."""
         self._reach = LEAST_LOOKAHEAD
 
-    def _draw(self) -> float:
+    def _draw(self, steps: int) -> list[float]:
+        if self._stall > 0.0:
+            return [self._draw_with_stalls() for _ in range(steps)]
+        exp, gauss, mean, sigma = math.exp, self._rng.gauss, self._mean, self._sigma
+        return [exp(gauss(mean, sigma)) for _ in range(steps)] if sigma > 0.0 else [1.0] * steps
+
+    def _draw_with_stalls(self) -> float:
         factor = math.exp(self._rng.gauss(self._mean, self._sigma)) if self._sigma > 0.0 else 1.0
-        if self._stall > 0.0 and self._rng.random() < self._stall:
+        if self._rng.random() < self._stall:
             factor *= self._rng.uniform(*STALL)
         return factor
 
@@ -119,22 +126,26 @@ class Stretch:
         """Steps that are over at `now`."""
         if self.end_of(1) > now:
             return 0
-        return 1 if self.steps == 1 else bisect_right(range(1, self.steps + 1), now, key=self.end_of)
+        if self.steps == 1:
+            return 1
+        if self._noise.silent:
+            return bisect_right(range(1, self.steps + 1), now, key=self.end_of)
+        self.end_of(self.steps)
+        return bisect_right(self._ends, now, 1, self.steps + 1) - 1
 
     def span(self, steps: int) -> Span:
         """The first `steps` steps."""
         idle_w, positions = self._cap.idle_w, 0.5 * steps * (steps - 1)
         work, cap_w = self.work, self._cap.cap_w
+        draws = (1.0,) if self._noise.silent else self._noise.ahead(steps)[:steps]
         if self._noise.silent:
-            noise, noise_step, shortest, longest = float(steps), positions, 1.0, 1.0
+            noise, noise_step = float(steps), positions
         else:
-            draws = self._noise.ahead(steps)[:steps]
             noise, noise_step = (draws[0], 0.0) if steps == 1 else _moments(draws)
-            shortest, longest = min(draws), max(draws)
         headroom_w, last = cap_w - idle_w, steps - 1
-        if work.dynamic_j + work.dynamic_growth_j * last <= headroom_w * work.first_s * shortest:
+        if work.dynamic_j + work.dynamic_growth_j * last <= headroom_w * work.first_s * min(draws):
             return Span(steps, noise, noise_step, idle_w * noise, idle_w * noise_step, steps, positions)
-        if work.dynamic_j > headroom_w * (work.first_s + work.growth_s * last) * longest:
+        if work.dynamic_j > headroom_w * (work.first_s + work.growth_s * last) * max(draws):
             return Span(steps, noise, noise_step, cap_w * noise, cap_w * noise_step, 0, 0.0)
         span = Span(steps, noise, noise_step, idle_w * noise, idle_w * noise_step, steps, positions)
         return self._with_cap(span, self._capped(steps))
@@ -176,7 +187,7 @@ class Stretch:
         ]
 
 
-def _moments(draws: list[float]) -> tuple[float, float]:
+def _moments(draws: Sequence[float]) -> tuple[float, float]:
     """Sum of the draws, and of each times its position."""
     noise_step = 0.0
     for j, draw in enumerate(draws):

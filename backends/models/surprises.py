@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from backends.models.evidence import Evidence, Work
 from router.model import Seconds
@@ -46,8 +45,7 @@ FLOORS: Final = {
 of single sequences are assumptions)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surprise:
+class Surprise(NamedTuple):
     """One observation with its surprise, by the ratios of its time."""
 
     evidence: Evidence
@@ -73,11 +71,11 @@ class Surprises:
     def add(self, evidence: Evidence, value: float) -> None:
         """Remember an observation."""
         self._last.append(Surprise(evidence, value))
-        values = sorted([surprise.value for surprise in self._last])
+        values = sorted([value for _, value in self._last])
         middle = len(values) // 2
-        self.centre = values[middle]
+        self.centre = centre = values[middle]
         if len(values) >= ENOUGH:
-            distances = sorted([abs(v - self.centre) for v in values])
+            distances = sorted([abs(value - centre) for value in values])
             self.spread = min(WIDEST, max(self.floor, _MAD * distances[middle]))
 
     @property

@@ -97,17 +97,15 @@ class WorkerMachine:
         events: Events = []
         while (due := self.deadline()) is not None and due <= now:
             self._translate(self._engine.advance(due), due, events)
-            for done in self._link.advance(due):
-                self._served(done, due, events)
-            for arrived in self._intake.advance(due):
-                self._admit(arrived, due, events)
-            for held in self._custody.expired(due):
-                self._free(held.key, due, events)
+            if self._pulling or self._custody.held:
+                self._advance_kv(due, events)
         return events
 
     def deadline(self) -> Seconds | None:
         """The next end of a step, transfer or lease."""
         due = self._engine.deadline()
+        if not self._pulling and not self._custody.held:
+            return due  # no KV comes or goes, so there is neither transfer nor lease
         for other in (self._link.deadline(), self._intake.deadline(), self._custody.next_expiry()):
             if other is not None and (due is None or other < due):
                 due = other
@@ -116,6 +114,15 @@ class WorkerMachine:
     def snapshot(self, now: Seconds) -> BackendSnapshot:
         """The worker's account of itself, held KV included."""
         return self._engine.snapshot(now)
+
+    def take_kv_changes(self) -> tuple[list[int], list[int]]:
+        """Blocks of the prefix cache stored and evicted since the last call; at the first, all there are.
+
+        Hashes are those of the commands where the worker serves one model; those of further models are marked
+        (sequence.py) and mean nothing outside. A block that came and went between two calls is among the
+        evicted.
+        """
+        return self._engine.take_kv_changes()
 
     # --- running -----------------------------------------------------------------------------------
 
@@ -184,6 +191,14 @@ class WorkerMachine:
         )
         self._custody.hold(Held(command.key, handle, fingerprint, event.cost.device_s))
         return PrefillFinished(event.key, event.cost, event.cached_tokens, handle)
+
+    def _advance_kv(self, due: Seconds, events: Events) -> None:
+        for done in self._link.advance(due):
+            self._served(done, due, events)
+        for arrived in self._intake.advance(due):
+            self._admit(arrived, due, events)
+        for held in self._custody.expired(due):
+            self._free(held.key, due, events)
 
     # --- KV that comes in --------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from router.model import Seconds
 from router.sim.classes import Workload
 from router.sim.compare import Comparison, compare_all
 from router.sim.network import Network
+from router.sim.pricing import Solve
 from router.sim.result import SimResult
 from router.sim.run import Contestant, Failure, Progress, simulate
 
@@ -33,6 +34,8 @@ class Plan:
     network: Network | None = None
     stop_when_unstable: bool = True
     failures: tuple[Failure, ...] = ()
+    solve: Solve | None = None
+    """Works out prices for policies that take them."""
 
     @property
     def runs(self) -> int:
@@ -115,5 +118,6 @@ def _one(
         network=plan.network,
         stop_when_unstable=plan.stop_when_unstable,
         failures=plan.failures,
+        solve=plan.solve,
         progress=None if progress is None else lambda p: progress(number, policy, p),
     )

@@ -19,12 +19,13 @@ class Heap:
     """Things to come. Background entries (load reports, timers that may be dead) are nothing to go on for by
     themselves."""
 
-    __slots__ = ("_entries", "_seq", "foreground", "now")
+    __slots__ = ("_entries", "_seq", "foreground", "halted", "now")
 
     def __init__(self) -> None:
         self.now: Seconds = 0.0
         self.foreground = 0
         """Entries that are not background."""
+        self.halted = False
         self._entries: list[Entry] = []
         self._seq = 0
 
@@ -44,10 +45,17 @@ class Heap:
         self._seq += 1
         heapq.heappush(self._entries, (time if time > self.now else self.now, self._seq, False, do, args))
 
+    def halt(self) -> None:
+        """Let nothing happen any more."""
+        self.halted = True
+
     def run(self, until: Seconds, goes_on: Callable[[], bool]) -> None:
-        """Let entries happen in order up to `until`, for as long as goes_on() says so before each."""
+        """Let entries happen in order up to `until`, until `halt`, and with nothing in the foreground to come
+        for as long as goes_on() says so before each."""
         entries, pop = self._entries, heapq.heappop
-        while entries and entries[0][0] <= until and goes_on():
+        while entries and entries[0][0] <= until and not self.halted:
+            if not self.foreground and not goes_on():
+                break
             self.now, _, foreground, do, args = pop(entries)
             if foreground:
                 self.foreground -= 1

@@ -39,7 +39,8 @@ class Histogram:
         self.total += value
         self.most = max(self.most, value)
         index = math.ceil(math.log(value) * _PER_LOG)
-        self._buckets[index] = self._buckets.get(index, 0) + 1
+        buckets = self._buckets
+        buckets[index] = buckets.get(index, 0) + 1
 
     def merge(self, other: Histogram) -> None:
         """Count everything that another histogram has counted."""

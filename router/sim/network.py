@@ -52,6 +52,8 @@ class Network:
     """A working worker reports its load this often."""
     heartbeat_s: Seconds = 0.2
     """An idle one this often."""
+    kv_events: bool = False
+    """Workers say with each report what changed in their prefix caches, as engines with KV events do."""
     up: Spread | None = None
     """On top of one_way_s, for messages to the router; those about one request keep their order."""
     pull: Spread | None = None

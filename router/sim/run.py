@@ -25,6 +25,7 @@ from router.errors import ConfigError
 from router.model import BackendSnapshot, BackendSpec, Phase, Report, Request, Seconds
 from router.sim.classes import AtOnce, InFlight, Renewal, TraceTimes, Workload, WorkloadClass
 from router.sim.network import Network
+from router.sim.pricing import Pricing, Solve
 from router.sim.result import BackendResult, SimResult
 from router.sim.sampler import Sampler, snapshots
 from router.sim.stability import Reading, Stability
@@ -100,11 +101,13 @@ def simulate(
     progress: Advance | None = None,
     models: Callable[[], ModelSource] = TrackedModels,
     failures: Sequence[Failure] = (),
+    solve: Solve | None = None,
 ) -> SimResult:
     """Run the workload to its end, or until the load turns out to be too high.
 
     `requests` and `duration_s` replace the workload's own bounds; `models` are what policies predict with, by
-    default the daemon's. Raises ConfigError for a workload without an end, and for a fleet that cannot
+    default the daemon's; `solve` (router.plan.prices) works out prices for one that takes them, which
+    does without otherwise. Raises ConfigError for a workload without an end, and for a fleet that cannot
     serve it.
     """
     name, specs = (fleet.name, fleet.backends) if isinstance(fleet, Fleet) else ("", tuple(fleet))
@@ -124,6 +127,8 @@ def simulate(
     run = Run(setup, policy, seed, traffic, traffic.oracle, limits, network, models())
     for failure in failures:
         run.fail(failure)
+    if solve is not None:
+        Pricing(run.world, solve).start()
     run.watch(stop_when_unstable, progress)
     run.world.run()
     return run.result()
@@ -316,14 +321,14 @@ def _horizon_s(workload: Workload, rate_scale: float, traffic: Traffic) -> Secon
     """How long requests come, as far as can be told beforehand."""
     if math.isfinite(traffic.until):
         return traffic.until
-    rates = [_rate(kind) * rate_scale for kind in workload.classes]
+    rates = [rate_of(kind) * rate_scale for kind in workload.classes]
     if traffic.most is not None and all(rate > 0 for rate in rates):
         return traffic.most / sum(rates)
     return None
 
 
-def _rate(kind: WorkloadClass) -> float:
-    """Requests per second, 0 if unknown."""
+def rate_of(kind: WorkloadClass) -> float:
+    """Requests per second in the long run, 0 where the answers decide."""
     match kind.arrivals:
         case Renewal(rate=rate):
             return rate * max(1.0, kind.session.turns.mean)

@@ -52,8 +52,9 @@ class Sampler:
     def _sample(self) -> _Sample:
         world = self._world
         prefill, decode, energy = ([0.0] * len(self._groups) for _ in range(3))
-        running = sum(snapshot.running for _, snapshot in snapshots(world))
-        for spec, snapshot in (*world.past, *snapshots(world)):
+        told = snapshots(world)
+        running = sum(snapshot.running for _, snapshot in told)
+        for spec, snapshot in (*world.past, *told):
             i = self._groups.index(group_of(spec))
             prefill[i] += snapshot.busy_prefill_s
             decode[i] += snapshot.busy_decode_s

@@ -110,11 +110,13 @@ class Tally:
         if report.finish is None:
             self.failures[report.error] += 1
             self.crowded += report.error in CROWDED
+            where = report.error
         else:
-            self._finished(of, report)
-        self.fates.add(report, met["all"])
+            where = self._finished(of, report)
+        self.fates.add(report, met["all"], where)
 
-    def _finished(self, of: ClassTally, report: Report) -> None:
+    def _finished(self, of: ClassTally, report: Report) -> str:
+        """Book a request that ended well; returns its backends."""
         prefill, decode = last_use(report, Phase.PREFILL), last_use(report, Phase.DECODE)
         decode = decode or prefill
         of.ok += 1
@@ -122,8 +124,10 @@ class Tally:
         of.output_tokens += report.usage.output_tokens
         split = prefill is not None and decode is not None and prefill.backend != decode.backend
         of.time(report, split)
-        if prefill is not None and decode is not None:
-            self._flow(prefill, decode, report)
+        if prefill is None or decode is None:
+            return ""
+        self._flow(prefill, decode, report)
+        return f"{prefill.backend} → {decode.backend}" if split else prefill.backend
 
     def _flow(self, prefill: PhaseUse, decode: PhaseUse, report: Report) -> None:
         self.prefills[prefill.backend] += 1
@@ -183,16 +187,6 @@ def jitter(gaps: list[float]) -> float:
     return p99 / p50 if p50 > 0 else 1.0
 
 
-def _where(report: Report) -> str:
-    """The backends of the attempt that succeeded, or why none did."""
-    prefill, decode = last_use(report, Phase.PREFILL), last_use(report, Phase.DECODE)
-    if report.finish is None:
-        return report.error
-    if prefill is None or decode is None or prefill.backend == decode.backend:
-        return prefill.backend if prefill is not None else ""
-    return f"{prefill.backend} → {decode.backend}"
-
-
 class Fates:
     """The fates of a sample. Whether a request is in it depends on its id alone, so that runs of different
     policies keep the same requests; the sample shrinks by half when it is full."""
@@ -202,14 +196,14 @@ class Fates:
         self._most = most
         self._below = 1 << 32
 
-    def add(self, report: Report, met: bool) -> None:
-        """Keep the fate of a request, if it is in the sample."""
+    def add(self, report: Report, met: bool, where: str) -> None:
+        """Keep the fate of a request, if it is in the sample. `where` is as in Fate."""
         name = report.request.id
         if self._below < 1 << 32 and zlib.crc32(name.encode()) >= self._below:
             return
         finished = report.finish is not None
         e2e_s = report.times.e2e_s if finished else float("inf")
-        self.kept[name] = Fate(met, e2e_s, report.times.ttft_s, _where(report))
+        self.kept[name] = Fate(met, e2e_s, report.times.ttft_s, where)
         while len(self.kept) > self._most:
             self._below //= 2
             self.kept = {k: v for k, v in self.kept.items() if zlib.crc32(k.encode()) < self._below}

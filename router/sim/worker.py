@@ -48,6 +48,11 @@ REASONS: Final[Mapping[FailReason, Reason]] = {
 }
 
 
+PhaseEvent = PrefillFinished | KVTaken | DecodeFinished | Failed
+OtherEvent = PhaseEvent | PullKV | KVServed | KVRefused
+"""All but tokens."""
+
+
 class Surroundings(Protocol):
     """What a worker sees of the world around it."""
 
@@ -145,7 +150,10 @@ class Worker:
 
     def _carry_out(self, events: Sequence[WorkerEvent]) -> None:
         for event in events:
-            self._emit(event)
+            if isinstance(event, StepTokens):
+                self._tokens(event)
+            else:
+                self._emit(event)
         due = self.machine.deadline()
         if due is not None and (self._armed is None or due < self._armed):
             self._armed = due
@@ -157,41 +165,35 @@ class Worker:
             self._armed = None
             self._carry_out(self.machine.advance(self._heap.now))
 
-    def _emit(self, event: WorkerEvent) -> None:
+    def _emit(self, event: OtherEvent) -> None:
         match event:
-            case StepTokens():
-                self._tokens(event)
             case PullKV():
                 self._around.pull(self, event.key, event.kv)
             case KVServed() | KVRefused():
                 self._around.served(event)
             case _:
-                self._phase_event(event)
+                if (job := self._jobs.get(event.key)) is not None:
+                    self._around.say(job.request_id, self._fact(event, job))
 
-    def _phase_event(self, event: PrefillFinished | KVTaken | DecodeFinished | Failed) -> None:
-        job = self._jobs.get(event.key)
-        if job is None:
-            return
-        request_id, epoch, say = job.request_id, job.epoch, self._around.say
+    def _fact(self, event: PhaseEvent, job: _Job) -> Fact:
+        """What the router is told of a phase."""
+        request_id, epoch = job.request_id, job.epoch
         match event:
+            case DecodeFinished():
+                self._over(event.key, job)
+                return DecodeDone(request_id, epoch, event.cost, event.output_tokens, event.reason)
             case PrefillFinished():
                 job.phase = Phase.DECODE
                 if event.kv is not None:
                     self._over(event.key, job)
-                say(request_id, PrefillDone(request_id, epoch, event.cost, event.cached_tokens, event.kv))
+                return PrefillDone(request_id, epoch, event.cost, event.cached_tokens, event.kv)
             case KVTaken():
-                say(request_id, KVMoved(request_id, epoch, event.moved_bytes, event.transfer_s))
-            case DecodeFinished():
-                self._over(event.key, job)
-                say(request_id, DecodeDone(request_id, epoch, event.cost, event.output_tokens, event.reason))
+                return KVMoved(request_id, epoch, event.moved_bytes, event.transfer_s)
             case Failed():
                 self._over(event.key, job)
                 final = event.reason is FailReason.INVALID
                 backend, reason = self.machine.spec.id, REASONS[event.reason]
-                say(
-                    request_id,
-                    PhaseFailed(request_id, epoch, job.phase, backend, reason, event.message, not final),
-                )
+                return PhaseFailed(request_id, epoch, job.phase, backend, reason, event.message, not final)
             case _:
                 assert_never(event)
 

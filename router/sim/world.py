@@ -25,6 +25,7 @@ from backends.models.messages import (
 from backends.models.worker import WorkerMachine
 from router.core.core import RouterCore
 from router.core.messages import (
+    MAX_BLOCKS_A_FACT,
     Action,
     BackendJoined,
     BackendLost,
@@ -32,8 +33,10 @@ from router.core.messages import (
     Fact,
     FailRequest,
     FinishRequest,
+    KVBlocksChanged,
     NoteDecision,
     NotePolicyFault,
+    NotePreempted,
     NoteRetry,
     ReleaseKV,
     RequestArrived,
@@ -155,6 +158,10 @@ class World:
         """Let a caller give up, if its request is live then."""
         self._heap.background(time, self._cancel, request_id)
 
+    def tell(self, fact: Fact) -> None:
+        """Let the core know something at this time that no worker says."""
+        self._tell(fact)
+
     def feed(self, source: Source) -> None:
         """Take requests from a source as they come due."""
         self._source = source
@@ -165,11 +172,12 @@ class World:
         self._heap.run(until, self._goes_on)
 
     def _goes_on(self) -> bool:
-        return bool(self._live or self._heap.foreground) and not self.stopped
+        return bool(self._live)
 
     def stop(self, reason: str) -> None:
         """Let `run` return."""
         self.stopped = reason
+        self._heap.halt()
 
     # --- requests ---
 
@@ -222,8 +230,9 @@ class World:
             self._carry_out(None, self.core.advance(self._heap.now))
 
     def _carry_out(self, fact: Fact | None, actions: Sequence[Action]) -> None:
-        for tap in self._taps:
-            tap.seen(fact, self._heap.now, actions)
+        if self._taps:
+            for tap in self._taps:
+                tap.seen(fact, self._heap.now, actions)
         for action in actions:
             self._execute(action)
         due = self.core.deadline()
@@ -236,7 +245,7 @@ class World:
             case StartPrefill() | StartDecode():
                 request = self._live[action.request_id]
                 self._later(self._start, action, request, self._oracle(request))
-            case NoteDecision() | NoteRetry():
+            case NoteDecision() | NoteRetry() | NotePreempted():
                 pass
             case FinishRequest() | FailRequest():
                 self._end(action.report)
@@ -366,6 +375,13 @@ class World:
         worker.reported_at = since = self._heap.now
         self._heap.background(since + self._network.report_every_s, self._report, worker, since)
 
+    def _report_blocks(self, worker: Worker, due: Seconds) -> None:
+        backend, boot, most = worker.machine.spec.id, worker.incarnation, MAX_BLOCKS_A_FACT
+        stored, removed = worker.machine.take_kv_changes()
+        for at in range(0, max(len(stored), len(removed)), most):
+            some, gone = tuple(stored[at : at + most]), tuple(removed[at : at + most])
+            self._heap.background(due, self._tell, KVBlocksChanged(backend, boot, some, gone))
+
     def _report(self, worker: Worker, since: Seconds) -> None:
         backend, now = worker.machine.spec.id, self._heap.now
         if worker.reported_at != since or self._workers.get(backend) is not worker:
@@ -374,5 +390,7 @@ class World:
         snapshot = worker.machine.snapshot(now)
         due = now + self._network.one_way_s
         self._heap.background(due, self._tell, BackendReported(backend, snapshot))
+        if self._network.kv_events:
+            self._report_blocks(worker, due)
         every_s = self._network.heartbeat_s if worker.idle else self._network.report_every_s
         self._heap.background(now + every_s, self._report, worker, now)

@@ -1,7 +1,10 @@
 """Requests simulated per second of CPU, for fleets of several sizes and policies of several costs.
 
 Each backend gets the same load whatever the size of the fleet: about two thirds of what it sustains, so that
-it batches as it would in service. Load reports come at the live cadence.
+it batches as it would in service. Load reports come at the live cadence. The long run, on the compiled copy
+(deploy/compiled.py) or without PYTHONPATH on the source:
+
+    PYTHONPATH=build/compiled .venv/bin/python -P tests/bench/simulation.py round_robin 1000000
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import time
 from dataclasses import replace
 
 from backends.catalogue import load_fleet
+from router.sim import world
 from router.sim.classes import Renewal, TraceLengths, Workload, WorkloadClass
 from router.sim.contest import contestant
 from router.sim.memory import ease_collection
@@ -57,7 +61,8 @@ def million(policy: str, backends: int = 8, requests: int = 1_000_000) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     wall = time.monotonic() - start
     each = f"{seconds * 1e6:.0f} µs CPU each"
-    print(f"{policy}: {requests:,} requests, {ok:,} ok, {wall:.0f} s, {each}, {peak:.0f} MiB")
+    code = "compiled" if world.__file__.endswith(".so") else "source"
+    print(f"{policy}, {code}: {requests:,} requests, {ok:,} ok, {wall:.0f} s, {each}, {peak:.0f} MiB")
 
 
 if __name__ == "__main__":
