@@ -1,12 +1,12 @@
-"""Who may wait, who may come in, and who may try again. Everything here is bounded."""
+"""The bounds of the core, and who may try again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
-from router.model import Priority, Request, Seconds
+from router.model import Priority, Seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,29 @@ class Limits:
     max_queue_s: Seconds = 60.0
     """Longest wait for a place; after it the request is shed."""
     scan: int = 8
-    """Requests of one line that are offered to the policy without success before the line has to wait."""
+    """Requests of one class and model that are looked at without success, each time room comes free, before
+    the rest of them has to wait."""
+    output_weight: float = 2.0
+    """What an output token counts in shares, a prompt token being 1 (Sheng et al., OSDI 2024)."""
+    bulk_share: float = 0.05
+    """Least share of the tokens dispatched, and of the places in the queue, that bulk has while it asks for
+    it. Shares of all classes add up to less than 1."""
+    normal_share: float = 0.1
+    """The same of the class above."""
+    interactive_share: float = 0.1
+    """And of the next. System, the highest, needs none."""
+    starvation_s: Seconds = 20.0
+    """While somebody of a class has waited this long behind higher classes, the class is offered first."""
+    starvation_share: float = 0.25
+    """Most of the tokens dispatched that go to such before higher classes."""
+    tenant_reserve: float = 0.1
+    """Share of a model's fleet that a tenant which holds much more than the others leaves free for them."""
+    class_reserve: float = 0.05
+    """Share that a class leaves free for each class above it that has requests in flight."""
+    prompt_steps: float = 1.0
+    """Steps' worth of prompts at each worker that count as a full fleet in these reserves."""
+    preempt: bool = False
+    """A request for which there is no room takes the place of one of a lower class that has no token yet."""
     max_attempts: int = 3
     retry_ratio: float = 0.2
     """Retries per admitted request, over retry_window_s (Finagle's default)."""
@@ -34,73 +56,23 @@ class Limits:
     """Faults in a row after which the policy is bypassed."""
     policy_bypass_s: Seconds = 30.0
 
+    def cost(self, prompt_tokens: float, output_tokens: float) -> float:
+        """What a request counts in shares, in prompt tokens."""
+        return prompt_tokens + self.output_weight * output_tokens
 
-class AdmissionQueue:
-    """Requests without a place: lines by priority and model, each in order of arrival."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._size = 0
-        self._again: set[str] = set()
-        """Admitted before, and therefore at the front of their lines."""
-        self._lines: dict[Priority, dict[str, dict[str, Request]]] = {
-            priority: {} for priority in sorted(Priority, reverse=True)
-        }
-
-    def __len__(self) -> int:
-        return self._size
-
-    def lines(self) -> Iterator[tuple[str, tuple[Request, ...]]]:
-        """Model and requests of every line, highest priority first. Copies: removal is safe meanwhile."""
-        for lines in self._lines.values():
-            for model, line in tuple(lines.items()):
-                yield model, tuple(line.values())
-
-    def depth(self, priority: Priority) -> int:
-        """Requests waiting in one class."""
-        return sum(map(len, self._lines[priority].values()))
-
-    def has_before(self, request: Request) -> bool:
-        """Whether somebody waits for the same model whose turn is earlier than a newcomer's.
-
-        Those who were admitted before do not count: they may avoid a place that a newcomer can take.
-        """
-        return any(
-            next(reversed(line)) not in self._again
-            for priority, lines in self._lines.items()
-            if priority >= request.priority and (line := lines.get(request.model))
-        )
-
-    def push(self, request: Request) -> Request | None:
-        """Let a request wait. Returns the one that must go when the queue is full: the youngest of the
-        longest line in the lowest class, which may be the request itself."""
-        self._line(request)[request.id] = request
-        self._size += 1
-        if self._size <= self._capacity:
-            return None
-        lowest = next(lines for lines in reversed(self._lines.values()) if lines)
-        youngest = next(reversed(max(lowest.values(), key=len).values()))
-        self.remove(youngest)
-        return youngest
-
-    def push_front(self, request: Request) -> None:
-        """Let a request wait that has been admitted before: it keeps its turn, and is never shed for it."""
-        line = self._line(request)
-        self._lines[request.priority][request.model] = {request.id: request, **line}
-        self._again.add(request.id)
-        self._size += 1
-
-    def remove(self, request: Request) -> None:
-        """Take a request out."""
-        line = self._line(request)
-        self._again.discard(request.id)
-        if line.pop(request.id, None) is not None:
-            self._size -= 1
-        if not line:
-            del self._lines[request.priority][request.model]
-
-    def _line(self, request: Request) -> dict[str, Request]:
-        return self._lines[request.priority].setdefault(request.model, {})
+    def share(self, priority: Priority) -> float:
+        """Least share of a class."""
+        match priority:
+            case Priority.BULK:
+                return self.bulk_share
+            case Priority.NORMAL:
+                return self.normal_share
+            case Priority.INTERACTIVE:
+                return self.interactive_share
+            case Priority.SYSTEM:
+                return 0.0
+            case _:
+                assert_never(priority)
 
 
 class RetryBudget:

@@ -26,27 +26,29 @@ from router.core.messages import (
     DrainStarted,
     Fact,
     FirstToken,
+    KVBlocksChanged,
     KVMoved,
     NoteRetry,
     PhaseFailed,
     PolicyOverran,
     PolicyReplaced,
     PrefillDone,
+    PricesRevised,
     RequestArrived,
     RequestCancelled,
 )
 from router.core.placing import Placing
-from router.core.ports import ModelSource, Policy
+from router.core.ports import ModelSource, Policy, PriceTaker
 from router.core.relay import Relay
 from router.core.timers import Timer
 from router.errors import PolyphaseError, Reason
 from router.model import (
-    BackendSnapshot,
     Phase,
     Priority,
     Request,
     Seconds,
 )
+from router.prices import PriceProblem, Unpriced
 
 WHY_CANCELLED: Final = {
     Reason.CANCELLED: "the client cancelled it, or is gone",
@@ -78,9 +80,8 @@ class RouterCore:
         """Take one fact and say what follows from it."""
         self._tick(now)
         self._lessons.take(fact, now)
-        freed = self._take(fact, now)
-        if freed:
-            self._place_waiting(now)
+        self._take(fact, now)
+        self._place_waiting(now)
         self._chooser.observe(fact, now)
         return self._actions()
 
@@ -100,6 +101,11 @@ class RouterCore:
         """What would be decided for a request, without any effect. Raises PolyphaseError when refused."""
         self._refuse_impossible(request, now)
         return self._chooser.dry_run(request, self.fleet, now)
+
+    def price_problem(self, now: Seconds) -> PriceProblem | Unpriced | None:
+        """What the policy wants prices for, without any effect; None for one that takes none."""
+        policy = self._chooser.policy
+        return policy.price_problem(self.fleet, now) if isinstance(policy, PriceTaker) else None
 
     @property
     def live_requests(self) -> int:
@@ -125,16 +131,13 @@ class RouterCore:
         self._relay.out = []
         return actions
 
-    def _take(self, fact: Fact, now: Seconds) -> bool:
-        """Handle a fact; says whether a waiting request may have a place now."""
+    def _take(self, fact: Fact, now: Seconds) -> None:
         match fact:
             case RequestArrived():
                 self._arrived(fact.request, now)
-                return False
             case FirstToken():
                 if (flight := self._relay.current(fact.request_id, fact.epoch)) is not None:
                     flight.timeline.first_token = now
-                return False
             case PrefillDone():
                 self._prefilled(fact, now)
             case KVMoved():
@@ -146,8 +149,7 @@ class RouterCore:
             case RequestCancelled():
                 self._cancelled(fact, now)
             case _:
-                return self._take_fleet(fact, now)
-        return True
+                self._take_fleet(fact, now)
 
     def _take_fleet(
         self,
@@ -156,14 +158,16 @@ class RouterCore:
         | BackendRemoved
         | BackendCordoned
         | BackendReported
+        | KVBlocksChanged
         | PolicyReplaced
         | PolicyOverran
+        | PricesRevised
         | DrainStarted,
         now: Seconds,
-    ) -> bool:
+    ) -> None:
         match fact:
             case BackendReported():
-                return self._reported(fact.backend, fact.snapshot)
+                self.fleet.report(fact.backend, fact.snapshot)
             case BackendJoined():
                 self._joined(fact, now)
             case BackendLost():
@@ -175,15 +179,15 @@ class RouterCore:
                 self.fleet.cordon(fact.backend, fact.cordoned or fact.draining, fact.draining)
             case PolicyReplaced():
                 self._chooser.replace(fact.policy)
+                self.fleet.offer_again(self._placing.queue.models())
             case PolicyOverran():
                 self._chooser.fault("slow", f"a decision took {fact.duration_s:.3f} s", now)
-                return False
+            case PricesRevised() | KVBlocksChanged():
+                pass  # for the policy, which sees every fact
             case DrainStarted():
                 self._draining = True
-                return False
             case _:
                 assert_never(fact)
-        return True
 
     # --- admission ---
 
@@ -222,8 +226,10 @@ class RouterCore:
             )
 
     def _place_waiting(self, now: Seconds) -> None:
-        for flight in self._placing.place_waiting(now):
-            self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "the KV lease is too short", now)
+        """Offer places where room came free, until no more does: a decode that is given up frees some."""
+        while models := self.fleet.take_roomier():
+            for flight in self._placing.place_waiting(models, now):
+                self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "the KV lease is too short", now)
 
     # --- phases ---
 
@@ -243,6 +249,7 @@ class RouterCore:
         flight = self._relay.current(fact.request_id, fact.epoch)
         if flight is not None and flight.stage is not Stage.QUEUED:
             self._relay.decoded(flight, fact, now)
+            self._placing.settle(flight)
 
     # --- ends and new attempts ---
 
@@ -276,8 +283,8 @@ class RouterCore:
     def _obstacle(self, flight: Flight, now: Seconds) -> str | None:
         if flight.token_out:
             return "the client has tokens already, so the request cannot start anew; send it again"
-        if flight.epoch >= self._limits.max_attempts:
-            return f"{flight.epoch} attempts were made, the most allowed; look at the backends named above"
+        if flight.attempts >= self._limits.max_attempts:
+            return f"{flight.attempts} attempts were made, the most allowed; look at the backends named above"
         if not self._retries.withdraw(now):
             return "the retry budget is spent, which means that many requests fail; look at the fleet"
         return None
@@ -292,9 +299,14 @@ class RouterCore:
         self, flight: Flight, reason: Reason, message: str, now: Seconds, retry_after_s: Seconds = 0.0
     ) -> None:
         if flight.stage is Stage.QUEUED:
-            self._placing.queue.remove(flight.request)
+            self._leave_queue(flight)
         self._relay.abandon(flight)
         self._relay.fail(flight, reason, message, retry_after_s, now)
+
+    def _leave_queue(self, flight: Flight) -> None:
+        """A request gives up waiting: what was kept for it is free for those behind it."""
+        self._placing.queue.remove(flight.request)
+        self.fleet.offer_again((flight.request.model,))
 
     def _expire(self, timer: Timer, request_id: str, now: Seconds) -> None:
         flight = self._relay.flights[request_id]
@@ -304,7 +316,7 @@ class RouterCore:
                 self._drop(flight, Reason.DEADLINE_EXPIRED, message, now)
             case Timer.QUEUE:
                 message = f"no place within {self._limits.max_queue_s:.0f} s; retry later, or add backends"
-                self._placing.queue.remove(flight.request)
+                self._leave_queue(flight)
                 self._relay.fail(flight, Reason.SHED, message, 1.0, now)
             case Timer.LEASE:
                 self._retry(flight, Phase.PREFILL, "", Reason.KV_STALE, "its KV lease ran out", now)
@@ -312,6 +324,8 @@ class RouterCore:
                 self._stalled(flight, timer, Phase.PREFILL, Reason.BACKEND_STALLED, now)
             case Timer.HANDOFF:
                 self._stalled(flight, timer, Phase.DECODE, Reason.KV_TRANSFER_FAILED, now)
+            case Timer.OFFER:
+                self.fleet.offer_again((flight.request.model,))
             case _:
                 assert_never(timer)
 
@@ -338,19 +352,10 @@ class RouterCore:
             working = flight.working_at()
             if working is not None and working[1] == backend:
                 self._retry(flight, working[0], backend, Reason.BACKEND_LOST, message, now)
-            elif flight.stage is Stage.BINDING and flight.prefill == backend:
+            elif flight.prefill == backend and (
+                flight.stage is Stage.BINDING or self._relay.prefill_goes_on(flight)
+            ):
                 self._retry(flight, Phase.PREFILL, backend, Reason.BACKEND_LOST, message, now)
             elif flight.decode == backend:
                 self._relay.unbind(flight)
         self._relay.forget(backend)
-
-    def _reported(self, backend: str, snapshot: BackendSnapshot) -> bool:
-        """Says whether the backend has more room than it had by its last report."""
-        known = self.fleet.find(backend)
-        if known is None:
-            return False
-        before = known.snapshot
-        self.fleet.report(backend, snapshot)
-        return before is not None and (
-            snapshot.kv_used_tokens < before.kv_used_tokens or snapshot.waiting < before.waiting
-        )

@@ -6,7 +6,7 @@ flight (always fresh). Policies get immutable views of the three, rebuilt only f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from router.model import (
@@ -70,6 +70,9 @@ class Fleet:
         self._backends: dict[str, Backend] = {}
         self._views: dict[str, BackendView] = {}
         self._models: dict[str, _ModelViews] = {}
+        self._roomier: set[str] = set()
+        self.shape = 0
+        """Changes with what may take work, not with how much it has; grows."""
 
     # --- changes, by the core ---
 
@@ -83,30 +86,40 @@ class Fleet:
             known.connected, known.snapshot = True, None
         self._models.clear()
         self._changed(spec.id)
+        self.shape += 1
+        self._roomier.update(spec.models)
 
     def lose(self, backend: str) -> None:
         """Mark a backend as out of reach."""
         if (known := self._backends.get(backend)) is not None:
             known.connected, known.snapshot = False, None
             self._changed(backend)
+            self.shape += 1
+            self._roomier.update(known.spec.models)
 
     def remove(self, backend: str) -> None:
         """Forget a backend."""
-        if self._backends.pop(backend, None) is not None:
+        if (known := self._backends.pop(backend, None)) is not None:
             self._views.pop(backend, None)
             self._models.clear()
+            self.shape += 1
+            self._roomier.update(known.spec.models)
 
     def cordon(self, backend: str, cordoned: bool, draining: bool) -> None:
         """Stop new work for a backend, or allow it again."""
         if (known := self._backends.get(backend)) is not None:
             known.cordoned, known.draining = cordoned, draining
             self._changed(backend)
+            self.shape += 1
+            self._roomier.update(known.spec.models)
 
     def report(self, backend: str, snapshot: BackendSnapshot) -> None:
         """Take a worker's account of itself."""
         if (known := self._backends.get(backend)) is not None:
-            known.snapshot = snapshot
+            before, known.snapshot = known.snapshot, snapshot
             self._changed(backend)
+            if before is not None and _has_more_room(snapshot, before):
+                self._roomier.update(known.spec.models)
 
     def book(self, booking: Booking) -> None:
         """Add a load to our ledger."""
@@ -115,6 +128,20 @@ class Fleet:
     def release(self, booking: Booking) -> None:
         """Take a load off our ledger."""
         self._shift(booking, -1)
+        if (known := self._backends.get(booking.backend)) is not None:
+            self._roomier.update(known.spec.models)
+
+    def take_roomier(self) -> set[str]:
+        """Models of which a request that waits may have a place now, since the last call: a load went off
+        one of their backends, or what may take work has changed."""
+        if not (models := self._roomier):
+            return models
+        self._roomier = set()
+        return models
+
+    def offer_again(self, models: Iterable[str]) -> None:
+        """Count models as having room, for another reason."""
+        self._roomier.update(models)
 
     def _shift(self, booking: Booking, sign: int) -> None:
         backend = self._backends.get(booking.backend)
@@ -168,20 +195,28 @@ class Fleet:
         return views.refreshed(self)
 
     def link(self, producer: str, consumer: str) -> LinkParameters:
-        """The producer's egress: a pull is served by the worker that holds the KV. Slower where the consumer
-        takes less in, or has to convert what comes."""
-        giver, taker = self._backends[producer].spec, self._backends[consumer].spec
-        ingress = taker.link.ingress_bytes_per_s
-        factor = 1.0 if giver.kv_layout == taker.kv_layout else taker.kv_conversion
-        if ingress >= giver.link.bandwidth_bytes_per_s and factor == 1.0:
-            return giver.link
-        bandwidth = min(ingress, giver.link.bandwidth_bytes_per_s) / factor
-        return replace(giver.link, latency_s=giver.link.latency_s * factor, bandwidth_bytes_per_s=bandwidth)
+        """The link KV takes from one backend to another."""
+        return link_between(self._backends[producer].spec, self._backends[consumer].spec)
 
     def steps(self, model: str) -> Sequence[BackendSpec]:
         """One backend for each distinct step model that serves a model."""
         self.for_model(model)
         return self._models[model].distinct(self)
+
+
+def _has_more_room(now: BackendSnapshot, before: BackendSnapshot) -> bool:
+    return now.kv_used_tokens < before.kv_used_tokens or now.waiting < before.waiting
+
+
+def link_between(giver: BackendSpec, taker: BackendSpec) -> LinkParameters:
+    """The producer's egress: a pull is served by the worker that holds the KV. Slower where the consumer
+    takes less in, or has to convert what comes."""
+    ingress = taker.link.ingress_bytes_per_s
+    factor = 1.0 if giver.kv_layout == taker.kv_layout else taker.kv_conversion
+    if ingress >= giver.link.bandwidth_bytes_per_s and factor == 1.0:
+        return giver.link
+    bandwidth = min(ingress, giver.link.bandwidth_bytes_per_s) / factor
+    return replace(giver.link, latency_s=giver.link.latency_s * factor, bandwidth_bytes_per_s=bandwidth)
 
 
 class _ModelViews:

@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Final
 
 from router.core.fleet import Booking
+from router.core.places import NOTHING, Held
 from router.core.timeline import Timeline
-from router.model import Decision, KVHandle, Phase, PhaseUse, Request
+from router.model import Decision, KVHandle, Phase, PhaseUse, Request, Usage
 
 
 class Stage(StrEnum):
@@ -87,11 +88,21 @@ class Flight:
     decode_booking: Booking | None = None
     decision: Decision | None = None
     cached_tokens: int = 0
+    counted: Usage | None = None
+    """By the backend, where it counts."""
     output_tokens: int = 0
     busy_mark_s: float = 0.0
     """Busy time its worker had reported when the phase began, or when it was last looked at."""
     avoid: tuple[str, ...] = ()
     """Backends that failed this request."""
+    preemptions: int = 0
+    """Attempts that gave way to a higher class; they count as none."""
+    held: Held = NOTHING
+    """What it holds of its model's fleet."""
+    charged: float = 0.0
+    """What its tenant was charged for this attempt, in tokens (fairness.py)."""
+    offer_at: float = float("inf")
+    """When it is offered again by its policy's wish."""
     uses: list[PhaseUse] = field(default_factory=list[PhaseUse])
 
     def step(self, step: Step) -> None:
@@ -99,6 +110,11 @@ class Flight:
         after = TRANSITIONS[self.stage].get(step)
         assert after is not None, f"request {self.request.id}: no {step} in stage {self.stage}"
         self.stage = after
+
+    @property
+    def attempts(self) -> int:
+        """Attempts that were made, or are being made."""
+        return self.epoch - self.preemptions
 
     @property
     def token_out(self) -> bool:

@@ -53,7 +53,10 @@ class Lessons:
             return self._prefill(flight, fact, now) if flight.stage is Stage.PREFILL else None
         return self._decode(flight, fact, now)
 
-    def _prefill(self, flight: Flight, fact: PrefillDone, now: Seconds) -> PhaseSample:
+    def _prefill(self, flight: Flight, fact: PrefillDone, now: Seconds) -> PhaseSample | None:
+        producer = self._fleet.find(flight.prefill)
+        if fact.kv is not None and producer is not None and producer.spec.connector.concurrent_handoff:
+            return None  # the handle came before the KV: this says nothing of how long a prefill takes
         return PhaseSample(
             backend=flight.prefill,
             phase=Phase.PREFILL,

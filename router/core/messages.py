@@ -7,7 +7,7 @@ facts of an epoch that is over are ignored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final
 
 from router.core.ports import Policy
 from router.errors import Reason
@@ -22,19 +22,25 @@ from router.model import (
     Report,
     Request,
     Seconds,
+    Usage,
 )
+from router.prices import Prices
+from router.value import value
+
+MAX_BLOCKS_A_FACT: Final = 4096
+"""Of KV blocks stored, and of blocks removed: bounds the time that one fact takes."""
 
 # --- facts -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestArrived:
     """A validated request. Its id is not in use."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestCancelled:
     """Nobody waits for the answer any more: the client cancelled, left, or stopped reading."""
 
@@ -42,7 +48,7 @@ class RequestCancelled:
     reason: Reason = Reason.CANCELLED
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PrefillDone:
     """The KV of the prompt is complete. `kv` is None when decode goes on at the same backend."""
 
@@ -53,7 +59,7 @@ class PrefillDone:
     kv: KVHandle | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KVMoved:
     """The decode backend holds the KV; the producer's copy is gone."""
 
@@ -63,7 +69,7 @@ class KVMoved:
     transfer_s: Seconds = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstToken:
     """The first token of the request reached the client's stream. Ends the possibility of a retry."""
 
@@ -71,7 +77,7 @@ class FirstToken:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DecodeDone:
     """The last token is out."""
 
@@ -82,9 +88,11 @@ class DecodeDone:
     reason: FinishReason
     overran: bool = False
     """The backend did not stop at max_new_tokens; the driver cut the rest off and wants it stopped."""
+    counted: Usage | None = None
+    """As the backend counts: where a prompt came as text, ours is an estimate."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PhaseFailed:
     """A backend gave up a phase, broke its contract, or made no progress."""
 
@@ -98,7 +106,7 @@ class PhaseFailed:
     """False when no backend could do better, as with a request that is invalid."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendJoined:
     """A backend is connected. The same id with another incarnation is a restart: what ran there is lost."""
 
@@ -107,7 +115,7 @@ class BackendJoined:
     address: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendLost:
     """The lane to a backend broke. Its work and its KV are gone; it may come back."""
 
@@ -115,14 +123,14 @@ class BackendLost:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendRemoved:
     """A backend left for good; nothing of it is kept."""
 
     backend: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendCordoned:
     """An operator stopped new work for a backend, or allowed it again. Draining ends in removal."""
 
@@ -131,7 +139,7 @@ class BackendCordoned:
     draining: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BackendReported:
     """A load report came in."""
 
@@ -139,7 +147,27 @@ class BackendReported:
     snapshot: BackendSnapshot
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class KVBlocksChanged:
+    """An engine said what changed in its prefix cache. Of a backend that never says so, what it holds is
+    inferred.
+
+    Hashes are those of Request.prefix_hashes as the router sent them to the worker: an adapter of an engine
+    that hashes blocks itself translates, and leaves out blocks that it cannot name. A hash is in `stored` or
+    in `removed`, not in both. Whoever missed events says `cleared`, with all that it knows to be there.
+    """
+
+    backend: str
+    incarnation: str
+    """Events of another boot of the backend than the one that joined are void."""
+    stored: tuple[int, ...] = ()
+    """At most MAX_BLOCKS_A_FACT, and so `removed`; more come as several facts."""
+    removed: tuple[int, ...] = ()
+    cleared: bool = False
+    """All blocks went before any of `stored` came."""
+
+
+@value
 class PolicyReplaced:
     """Another policy takes over for the next decision. `text` rebuilds it in a replay."""
 
@@ -147,14 +175,21 @@ class PolicyReplaced:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PolicyOverran:
     """The policy took longer than its budget for one decision, as measured by the driver."""
 
     duration_s: Seconds
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class PricesRevised:
+    """The prices that a policy asked for (core.ports.PriceTaker) were worked out."""
+
+    prices: Prices
+
+
+@value
 class DrainStarted:
     """The daemon stops: new requests are refused, queued and running ones end."""
 
@@ -172,15 +207,17 @@ Fact = (
     | BackendRemoved
     | BackendCordoned
     | BackendReported
+    | KVBlocksChanged
     | PolicyReplaced
     | PolicyOverran
+    | PricesRevised
     | DrainStarted
 )
 
 # --- actions ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartPrefill:
     """Compute the KV of the prompt on a backend; with decode_here, go on to decode there."""
 
@@ -190,7 +227,7 @@ class StartPrefill:
     decode_here: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StartDecode:
     """Pull the KV to a backend and decode there."""
 
@@ -200,7 +237,7 @@ class StartDecode:
     kv: KVHandle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StopPhase:
     """Stop whatever a backend does for an epoch of a request and free its KV."""
 
@@ -209,7 +246,7 @@ class StopPhase:
     backend: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReleaseKV:
     """Free KV that nobody will pull."""
 
@@ -217,7 +254,7 @@ class ReleaseKV:
     kv: KVHandle
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FinishRequest:
     """The request ended well. Every request gets this or FailRequest, once."""
 
@@ -225,7 +262,7 @@ class FinishRequest:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FailRequest:
     """The request ended without (the rest of) its answer."""
 
@@ -237,7 +274,7 @@ class FailRequest:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NoteDecision:
     """A plan was booked, or a late binding."""
 
@@ -245,7 +282,7 @@ class NoteDecision:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NoteRetry:
     """A phase failed and the request starts anew elsewhere."""
 
@@ -255,7 +292,18 @@ class NoteRetry:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@value
+class NotePreempted:
+    """A request gave up its place before its first token to one of a higher class; it waits anew, first in
+    its line. No attempt of it is counted."""
+
+    request_id: str
+    backend: str
+    by: str
+    """The request that wants the place."""
+
+
+@value
 class NotePolicyFault:
     """A policy raised, overran, or gave an answer that cannot be done; the fallback decided."""
 
@@ -274,6 +322,7 @@ Action = (
     | FailRequest
     | NoteDecision
     | NoteRetry
+    | NotePreempted
     | NotePolicyFault
 )
 

@@ -18,6 +18,7 @@ from router.model import (
     Seconds,
     Wait,
 )
+from router.prices import PriceProblem, Unpriced
 
 Message_contra = TypeVar("Message_contra", contravariant=True)
 Out_co = TypeVar("Out_co", covariant=True)
@@ -75,6 +76,20 @@ class Policy(Protocol):
 
     def observe(self, fact: Any, now: Seconds) -> None:  # facts hold policies: the types are circular
         """See a fact after the core handled it. A policy that learns nothing leaves this empty."""
+        ...
+
+
+@runtime_checkable
+class PriceTaker(Protocol):
+    """A policy that routes by prices which somebody else works out, off the decision's path.
+
+    Whoever drives the core asks it for the problem now and then, solves it, and tells the core PricesRevised,
+    which reaches the policy as every fact does. Asking changes nothing: no recording has it.
+    """
+
+    def price_problem(self, fleet: FleetView, now: Seconds) -> PriceProblem | Unpriced | None:
+        """What prices are to be worked out for, or why none are; None from a wrapper of a policy that takes
+        no prices."""
         ...
 
 

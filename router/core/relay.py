@@ -6,6 +6,9 @@ change keeps three books true: the fleet's ledger, the KV ledger, and one end pe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from router.core.admission import Limits
 from router.core.fleet import Booking, Fleet
 from router.core.flight import Flight, Stage, Step
@@ -16,12 +19,14 @@ from router.core.messages import (
     FailRequest,
     FinishRequest,
     KVMoved,
+    NotePreempted,
     PrefillDone,
     ReleaseKV,
     StartDecode,
     StartPrefill,
     StopPhase,
 )
+from router.core.places import NOTHING, Held, Places
 from router.core.ports import ModelSource
 from router.core.timeline import Timeline
 from router.core.timers import Timer, Timers
@@ -40,6 +45,16 @@ from router.model import (
     Usage,
 )
 
+WATCHED: Final[Mapping[Timer, Stage | None]] = {
+    Timer.DEADLINE: None,
+    Timer.QUEUE: Stage.QUEUED,
+    Timer.PREFILL: Stage.PREFILL,
+    Timer.LEASE: Stage.BINDING,
+    Timer.HANDOFF: Stage.HANDOFF,
+    Timer.OFFER: Stage.QUEUED,
+}
+"""The stage of the attempt in which a timer was set; out of it, it is dead. A deadline outlives attempts."""
+
 
 class Relay:
     """The live requests and what they hold."""
@@ -55,6 +70,7 @@ class Relay:
         self._fleet = fleet
         self._models = models
         self._limits = limits
+        self._places: dict[str, Places] = {}
 
     def current(self, request_id: str, epoch: int) -> Flight | None:
         """The flight a fact speaks of, unless the fact is stale."""
@@ -66,6 +82,13 @@ class Relay:
         flight = self.flights[request.id] = Flight(request, Timeline(arrived=now))
         self.timers.set(request.deadline, Timer.DEADLINE, request.id, 0)
         return flight
+
+    def places(self, model: str) -> Places:
+        """Who holds what of a model's fleet."""
+        known = self._places.get(model)
+        if known is None:
+            known = self._places[model] = Places(model, self._fleet, self._limits)
+        return known
 
     # --- forward ---
 
@@ -81,6 +104,9 @@ class Relay:
         flight.timeline.dispatched = now
         stall_s = self._prefill_stall_s(flight)
         self._book_plan(flight)
+        held = Held(1.0, request.prompt_tokens + flight.expected_output_tokens, request.prompt_tokens)
+        flight.held = held
+        self.places(request.model).take(request, held)
         self._watch(flight, Timer.PREFILL, plan.prefill, now + stall_s)
         self.out.append(StartPrefill(request.id, flight.epoch, plan.prefill, not plan.is_split))
 
@@ -92,6 +118,8 @@ class Relay:
         flight.timeline.prefill_done = now
         flight.timeline.prefill_wait_s = fact.cost.queued_s
         flight.cached_tokens = fact.cached_tokens
+        self.places(flight.request.model).prefilled(flight.held.prompt_tokens)
+        flight.held = Held(flight.held.slots, flight.held.kv_tokens)
         self._account(flight, Phase.PREFILL, flight.prefill, fact.cost)
         if fact.kv is None:
             flight.step(Step.PREFILLED_HERE)
@@ -104,7 +132,10 @@ class Relay:
         flight.kv = fact.kv
         self.kv.hold(fact.kv)
         self.unbound[fact.request_id] = flight
-        self._rebook_prefill(flight, InFlight(kv_tokens=fact.kv.tokens))
+        kept = InFlight(kv_tokens=fact.kv.tokens)
+        if self.prefill_goes_on(flight):
+            kept = InFlight(1, flight.request.prompt_tokens, kv_tokens=fact.kv.tokens)
+        self._rebook_prefill(flight, kept)
         lease_s = self._limits.lease_margin_s
         self.timers.set(fact.kv.expires_at - lease_s, Timer.LEASE, fact.kv.request_id, flight.epoch)
 
@@ -118,8 +149,21 @@ class Relay:
         if flight.decode_booking is None:
             flight.decode_booking = self._book(backend, InFlight(decodes=1, **_decode_room(flight)))
         stall_s = self._stall_s(self.transfer_s(flight, backend))
+        if self.prefill_goes_on(flight):
+            producer = self._fleet[flight.prefill]
+            stall_s += self._stall_s(self._models(producer.spec).prefill_s(producer.in_flight.prefill_tokens))
         self._watch(flight, Timer.HANDOFF, backend, now + stall_s)
         self.out.append(StartDecode(flight.request.id, flight.epoch, backend, flight.kv))
+
+    def prefill_goes_on(self, flight: Flight) -> bool:
+        """Whether a prefill that has a handle is still at work: its engine waits for decode to come.
+
+        Such an engine hands KV out before it is there, so that both phases start together. Until the KV has
+        moved the prefill stays booked and is waited for, and its end ends the attempt.
+        """
+        known = self._fleet.find(flight.prefill)
+        held = flight.stage in (Stage.BINDING, Stage.HANDOFF)
+        return held and known is not None and known.spec.connector.concurrent_handoff
 
     def lease_lasts(self, flight: Flight, backend: str, now: Seconds) -> bool:
         """Whether the KV can be at `backend` before its lease runs out, with room to spare."""
@@ -146,7 +190,7 @@ class Relay:
     def decoded(self, flight: Flight, fact: DecodeDone, now: Seconds) -> None:
         """The last token is out."""
         flight.timeline.decode_wait_s = fact.cost.queued_s if flight.timeline.kv_moved is not None else 0.0
-        flight.output_tokens = fact.output_tokens
+        flight.output_tokens, flight.counted = fact.output_tokens, fact.counted
         _, backend = flight.working_at() or (None, flight.prefill)
         self._account(flight, Phase.DECODE, backend, fact.cost)
         if fact.overran:
@@ -167,6 +211,14 @@ class Relay:
         flight.step(Step.RETRIED)
         flight.timeline.restart()
         flight.prefill, flight.decode, flight.cached_tokens = "", None, 0
+
+    def preempt(self, flight: Flight, by: Request) -> None:
+        """Take a prefill back before its first token; its request waits for another attempt."""
+        backend = flight.prefill
+        self.abandon(flight)
+        self.restart(flight)
+        flight.preemptions += 1
+        self.out.append(NotePreempted(flight.request.id, backend, by.id))
 
     def unbind(self, flight: Flight) -> None:
         """Give up the decode place of a plan before it is used."""
@@ -201,6 +253,9 @@ class Relay:
 
     def _let_go(self, flight: Flight) -> None:
         self.unbound.pop(flight.request.id, None)
+        if flight.held is not NOTHING:
+            self.places(flight.request.model).free(flight.request, flight.held)
+            flight.held = NOTHING
         if flight.kv is not None:
             handle = self.kv.release(flight.request.id)
             if self._reachable(handle.producer):
@@ -218,9 +273,10 @@ class Relay:
         return Report(
             request=flight.request,
             times=flight.timeline.times(now, flight.output_tokens),
-            usage=Usage(flight.request.prompt_tokens, flight.cached_tokens, flight.output_tokens),
+            usage=flight.counted
+            or Usage(flight.request.prompt_tokens, flight.cached_tokens, flight.output_tokens),
             uses=tuple(flight.uses),
-            attempts=flight.epoch,
+            attempts=flight.attempts,
             decision=flight.decision,
             finish=finish,
             error="" if error is None else error.value,
@@ -292,17 +348,8 @@ class Relay:
         flight = self.flights.get(request_id)
         if flight is None:
             return False
-        match timer:
-            case Timer.DEADLINE:
-                return True
-            case Timer.QUEUE:
-                return flight.stage is Stage.QUEUED and flight.epoch == epoch
-            case Timer.PREFILL:
-                return flight.stage is Stage.PREFILL and flight.epoch == epoch
-            case Timer.LEASE:
-                return flight.stage is Stage.BINDING and flight.epoch == epoch
-            case Timer.HANDOFF:
-                return flight.stage is Stage.HANDOFF and flight.epoch == epoch
+        stage = WATCHED[timer]
+        return stage is None or (flight.stage is stage and flight.epoch == epoch)
 
 
 def _decode_room(flight: Flight) -> dict[str, int]:

@@ -21,6 +21,7 @@ class Timer(StrEnum):
     PREFILL = "prefill"
     LEASE = "lease"
     HANDOFF = "handoff"
+    OFFER = "offer"
 
 
 Alive = Callable[[Timer, str, int], bool]

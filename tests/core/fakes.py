@@ -42,7 +42,7 @@ class FlatModel:
         return 0.01 + 0.001 * prefill_tokens
 
 
-def flat_models(_spec: BackendSpec) -> FlatModel:
+def flat_models(spec: BackendSpec) -> FlatModel:
     """A ModelSource."""
     return FlatModel()
 

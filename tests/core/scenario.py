@@ -5,8 +5,8 @@ A scenario file is a list of blocks, separated by blank lines. In a block, each 
 actions that came out, and the stage of the requests that are live. `pytest --rewrite-scenarios` writes what
 comes out into the files.
 
-    0.0 join gpu                     0.0 arrive r1 prompt=100 max=10 deadline=5 priority=bulk model=llama
-    plan r1 gpu>lpu                  (also gpu (no split), gpu>? (late), wait, reject, raise)
+    0.0 join gpu                     0.0 arrive r1 prompt=100 max=10 deadline=5 priority=bulk tenant=a
+    plan r1 gpu>lpu                  (also gpu (no split), gpu>? (late), wait, full, until=9, reject, raise)
     bind r1 lpu                      (also wait, reject)
     0.1 prefilled r1 kv              0.1 prefilled r1 here            (r1/2: epoch 2; default 1)
     0.2 moved r1   0.2 token r1   0.3 done r1 tokens=10   0.3 failed r1 decode lpu   0.3 cancel r1
@@ -16,6 +16,7 @@ comes out into the files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from router.core.messages import (
     KVMoved,
     NoteDecision,
     NotePolicyFault,
+    NotePreempted,
     NoteRetry,
     PhaseFailed,
     PolicyOverran,
@@ -53,6 +55,7 @@ from router.errors import Reason
 from router.model import (
     IDLE,
     BackendSnapshot,
+    ConnectorFlags,
     Decision,
     FinishReason,
     KVHandle,
@@ -112,8 +115,10 @@ class Scenario:
         word = self._next(self._plans, request.id)
         if word == "raise":
             raise ValueError("scripted")
-        if word in ("wait", "reject"):
-            return Wait("scripted") if word == "wait" else Reject("scripted")
+        if word in ("wait", "full", "reject"):
+            return Reject("scripted") if word == "reject" else Wait("scripted", no_room=word == "full")
+        if word.startswith("until="):
+            return Wait("scripted", until=float(word.removeprefix("until=")))
         prefill, arrow, decode = word.partition(">")
         self._prefills[request.id] = prefill
         return RoutePlan(
@@ -145,6 +150,7 @@ class Scenario:
                     PHASES[options.get("phases", "both")],
                     kv_layout=options.get("layout", ""),
                     models=(options.get("model", MODEL),),
+                    connector=ConnectorFlags(concurrent_handoff="concurrent" in names),
                 ),
                 options.get("boot", "boot1"),
             ),
@@ -219,6 +225,8 @@ class Scenario:
                 return f"NoteDecision {action.request_id} {action.decision.policy}"
             case NoteRetry():
                 return f"NoteRetry {action.request_id} {action.phase} {action.backend} {action.reason}"
+            case NotePreempted():
+                return f"NotePreempted {action.request_id} {action.backend} by={action.by}"
             case NotePolicyFault():
                 return f"NotePolicyFault {action.policy} {action.fault}"
 
@@ -247,6 +255,7 @@ def _request(name: str, options: dict[str, str]) -> Request:
         max_new_tokens=int(options.get("max", "10")),
         deadline=float(options.get("deadline", "300")),
         priority=Priority[options.get("priority", "normal").upper()],
+        tenant=options.get("tenant", ""),
     )
 
 
@@ -261,7 +270,7 @@ def run(path: Path) -> str:
         facts = [line for line in lines if line and not line.startswith("#")]
         facts = facts[: facts.index(RULE)] if RULE in facts else facts
         if facts and facts[0].startswith("limits "):
-            limits = Limits(**{k: int(v) for k, v in (w.split("=") for w in facts[0].split()[1:])})
+            limits = Limits(**{k: json.loads(v) for k, v in (w.split("=") for w in facts[0].split()[1:])})
             blocks.append("\n".join([*comments, facts[0]]))
             continue
         if not facts:

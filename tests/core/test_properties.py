@@ -5,6 +5,7 @@ The numbers are those of docs/architecture.md.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from router.core.admission import Limits
 from router.core.core import RouterCore
 from router.core.messages import (
-    Action,
+    Actions,
     BackendCordoned,
     BackendJoined,
     BackendLost,
@@ -35,12 +36,14 @@ from router.core.messages import (
     StartPrefill,
     StopPhase,
 )
+from router.core.places import NOTHING
 from router.core.ports import FleetView
 from router.errors import Reason
 from router.model import (
     IDLE,
     BackendState,
     BackendView,
+    ConnectorFlags,
     Decision,
     FinishReason,
     KVHandle,
@@ -84,7 +87,8 @@ class RandomPolicy:
         prefills = [v.spec.id for v in views if _free(v, Phase.PREFILL)]
         decodes = [v.spec.id for v in views if _free(v, Phase.DECODE)]
         if not prefills or not decodes:
-            return Wait("full")
+            until = now + 3.0 if self._rng.random() < 0.2 else math.inf
+            return Wait("full", no_room=self._rng.random() < 0.8, until=until)
         prefill = self._rng.choice(prefills)
         both = [prefill] if prefill in decodes else []
         decode = self._rng.choice([*decodes, *both, None])
@@ -127,7 +131,14 @@ class CoreMachine(RuleBasedStateMachine):
         self.rng = rng
         chooser = RandomPolicy(rng)
         policy = FunctionPolicy(chooser.plan, chooser.bind, "random")
-        limits = Limits(queue_capacity=4, max_queue_s=20.0)
+        limits = Limits(
+            queue_capacity=4,
+            max_queue_s=20.0,
+            preempt=rng.random() < 0.5,
+            tenant_reserve=rng.choice([0.0, 0.5, 0.9]),
+            class_reserve=rng.choice([0.0, 0.3]),
+            starvation_s=5.0,
+        )
         self.core = RouterCore(policy, FunctionPolicy(first_free, name="fallback"), flat_models, limits)
         self.now = 0.0
         self.sent = 0
@@ -142,9 +153,9 @@ class CoreMachine(RuleBasedStateMachine):
         """A fact, and what its actions do to the pretended workers."""
         self.obey(self.core.handle(fact, self.now))
 
-    def obey(self, actions: list[Action] | tuple[Action, ...] | object) -> None:
+    def obey(self, actions: Actions) -> None:
         """Check every action against what there is, and carry it out."""
-        for action in actions:  # type: ignore[attr-defined]
+        for action in actions:
             match action:
                 case StartPrefill():
                     assert action.backend in self.up, "I5: work for a backend that is not there"
@@ -180,7 +191,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.boots[name] = self.boots.get(name, 0) + 1
         self.forget(name)
         self.up.add(name)
-        self.tell(BackendJoined(spec(name, PHASES[name]), f"boot{self.boots[name]}"))
+        # The TPU hands KV out before it is there, so that its prefills go on beside their decodes.
+        connector = ConnectorFlags(concurrent_handoff=name == "tpu")
+        what = spec(name, PHASES[name], connector=connector)
+        self.tell(BackendJoined(what, f"boot{self.boots[name]}"))
 
     @rule(name=st.sampled_from(NAMES), gone=st.booleans())
     def leave(self, name: str, gone: bool) -> None:
@@ -201,15 +215,16 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(
         priority=st.sampled_from(Priority),
+        tenant=st.sampled_from("abc"),
         prompt=st.integers(1, 5000),
         limit_s=st.one_of(st.just(1000.0), st.floats(0.0, 30.0)),
     )
-    def arrive(self, priority: Priority, prompt: int, limit_s: float) -> None:
+    def arrive(self, priority: Priority, tenant: str, prompt: int, limit_s: float) -> None:
         """A request, with more or less time."""
         self.sent += 1
         name = f"r{self.sent}"
         self.live.add(name)
-        request = Request(name, "llama", prompt, 10, self.now + limit_s, priority=priority)
+        request = Request(name, "llama", prompt, 10, self.now + limit_s, tenant=tenant, priority=priority)
         self.tell(RequestArrived(request))
 
     @precondition(lambda self: self.jobs)
@@ -315,8 +330,10 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def work_conserving(self) -> None:
-        """I6: nobody waits while every backend is idle and could take the request."""
+        """I6: nobody waits beside idle backends that could take the request, unless it has to leave them."""
         for flight in self.core.relay.flights.values():
+            if not self.core.relay.places("llama").open_to(flight.request):
+                continue
             idle = [
                 v for v in self.core.fleet.views() if v.in_flight == IDLE and v.spec.id not in flight.avoid
             ]
@@ -333,6 +350,7 @@ class CoreMachine(RuleBasedStateMachine):
         assert all(backend.in_flight == IDLE for backend in self.core.fleet), "I2: a booking was leaked"
         assert self.core.relay.kv.held == 0, "I3: KV was leaked"
         assert self.core.deadline() is None, "a dead timer holds time open"
+        assert self.core.relay.places("llama").held == NOTHING, "what was held of the fleet was leaked"
 
 
 CoreMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
