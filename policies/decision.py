@@ -22,13 +22,13 @@ def exclusions(
     request: Request, found: Eligible, extra: Sequence[tuple[Standing, str]] = ()
 ) -> tuple[Exclusion, ...]:
     """Backends left out, by reason, most frequent first; `extra` are those a policy left out itself."""
-    if not found.left_out and not extra:
+    if not (found.left_out or found.barred or extra):
         return ()
     grouped: dict[str, list[str]] = {}
     for s in found.left_out:
         for reason in reasons(s, request, found.output_tokens):
             grouped.setdefault(reason, []).append(s.id)
-    for s, reason in extra:
+    for s, reason in (*found.barred, *extra):
         grouped.setdefault(reason, []).append(s.id)
     ranked = sorted(grouped.items(), key=lambda item: (-len(item[1]), item[0]))
     return tuple(Exclusion(reason, len(ids), tuple(ids[:MAX_NAMES])) for reason, ids in ranked)
@@ -70,7 +70,7 @@ def unplaced(
     excluded = exclusions(request, found, extra)
     if ever(request, standings):
         decision = Decision(policy, sentence(found, excluded, "the request waits"), (), excluded)
-        return Wait(excluded[0].reason if excluded else "kv_layout", decision)
+        return Wait(excluded[0].reason if excluded else "kv_layout", decision, no_room=True)
     why = ", ".join(f"{each.count} {each.reason}" for each in excluded) or "no pair agrees on a kv_layout"
     if not found.total:
         why = "there is none"

@@ -33,6 +33,8 @@ class Eligible:
     decode: list[Standing] = field(default_factory=list[Standing])
     left_out: list[Standing] = field(default_factory=list[Standing])
     """Backends that cannot take every phase they offer; `reasons` says why."""
+    barred: list[tuple[Standing, str]] = field(default_factory=list[tuple[Standing, str]])
+    """Those that a policy leaves out besides, and why."""
 
     def pairable(self) -> list[Standing]:
         """Prefill backends whose KV some decode backend takes over, the same backend included."""
@@ -55,20 +57,23 @@ class Screen:
         max_prefill_queue: int,
         stretch: Callable[[str], float] = lambda backend: 1.0,
         uncached: Callable[[str], float] = lambda backend: 1.0,
+        overbook: float = 0.0,
     ) -> None:
         """`models` None leaves latency models out; `stretch` gives Standing.stretch of a backend, `uncached`
-        the share of its queued prompt tokens that is not in its prefix cache."""
+        the share of its queued prompt tokens that is not in its prefix cache. `overbook` is the share of its
+        slots that decodes may wait for."""
         self._models = models
         self._max_prefill_queue = max_prefill_queue
         self._stretch = stretch
         self._uncached = uncached
+        self._overbook = overbook
         self._standings: dict[str, Standing] = {}
         self._classes: dict[object, int] = {}
         self._numbers = counter()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Screen:
         """Without the cache: a copy for a dry run need not copy a thousand standings."""
-        return Screen(self._models, self._max_prefill_queue, self._stretch, self._uncached)
+        return Screen(self._models, self._max_prefill_queue, self._stretch, self._uncached, self._overbook)
 
     def standing(self, view: BackendView, order: int = 0) -> Standing:
         """The standing of a view, worked out anew only if the view is."""
@@ -131,7 +136,8 @@ class Screen:
             known = self._standings[spec.id] = self._introduce(spec)
         elif known.latency is not None:
             known.latency = self._latency(spec)[0]  # the source may have learned since the last view
-        known.see(view, self._max_prefill_queue, self._stretch(spec.id), self._uncached(spec.id))
+        stretch, uncached = self._stretch(spec.id), self._uncached(spec.id)
+        known.see(view, self._max_prefill_queue, stretch, uncached, self._overbook)
         return known
 
     def _introduce(self, spec: BackendSpec) -> Standing:
@@ -184,7 +190,8 @@ def reasons(s: Standing, request: Request, output_tokens: int) -> list[str]:
         return [s.barred] if s.barred else lasting
     prompt, phases = request.prompt_tokens, s.spec.phases
     found: list[str] = []
-    if s.view.in_flight.decodes >= s.spec.max_num_seqs:
+    has_slot = s.view.in_flight.decodes < s.spec.max_num_seqs
+    if not has_slot and (Phase.PREFILL in phases or not s.takes_decode):
         found.append("slots_full")
     elif Phase.PREFILL in phases and not s.takes_prefill:
         found.append("queue_full")

@@ -1,8 +1,5 @@
-"""What a policy learns from facts: how long answers are, how busy prefill keeps a backend, and how much of
-its prompts a backend finds in its prefix cache.
-
-Both are bounded: clients choose the names of workload classes, and requests whose end is never
-reported must not stay in memory.
+"""What a policy learns of backends: how busy prefill keeps one, and how much of its prompts it finds in its
+prefix cache. Bounded: requests whose end is never reported must not stay in memory.
 """
 
 from __future__ import annotations
@@ -11,65 +8,14 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from policies.forecast import MAX_DUTY, UNKNOWN_OUTPUT_TOKENS
+from policies.forecast import MAX_DUTY
 from router.model import BackendSnapshot, Request, Seconds
 
-MAX_CLASSES: Final = 256
 MAX_WAITED_FOR: Final = 1 << 16
+MAX_CLASSES: Final = 512
+"""Classes, or tenants of classes, told apart; clients choose the names of both."""
 MAX_CACHED: Final = 0.95
 """A queue is never taken for less than a twentieth of its prompts."""
-Class = tuple[str, str]
-OTHERS: Final[Class] = ("", "")
-"""Classes beyond the first 256 share one estimate."""
-
-
-class OutputLengths:
-    """Expected output tokens per model and workload class: a moving average of what finished.
-
-    Until a class has finished an answer, the expectation is min(max_new_tokens, 256) (assumption).
-    Answers in progress are not counted, so long ones arrive late in the average, and answers cut at
-    max_new_tokens count as they are (both bias it downwards while traffic grows).
-    """
-
-    def __init__(self, memory: int) -> None:
-        """`memory` is the number of answers after which an old one has lost two thirds of its weight."""
-        self._memory = memory
-        self._means: dict[Class, tuple[float, int]] = {}
-        self._classes: dict[str, Class] = {}
-
-    def __deepcopy__(self, memo: dict[int, object]) -> OutputLengths:
-        other = OutputLengths(self._memory)
-        other._means, other._classes = dict(self._means), dict(self._classes)  # values are immutable
-        return other
-
-    def expect(self, request: Request) -> int:
-        """Output tokens a request is expected to need, at least 1 and at most max_new_tokens."""
-        most = max(1, request.max_new_tokens)
-        known = self._means.get(self._class(request))
-        return min(most, UNKNOWN_OUTPUT_TOKENS if known is None else max(1, round(known[0])))
-
-    def wait_for(self, request: Request) -> None:
-        """Remember the class of a request until it finishes."""
-        if len(self._classes) >= MAX_WAITED_FOR and request.id not in self._classes:
-            del self._classes[next(iter(self._classes))]
-        self._classes[request.id] = self._class(request)
-
-    def finished(self, request_id: str, output_tokens: float) -> None:
-        """Learn from an answer that ended."""
-        which = self._classes.pop(request_id, None)
-        if which is None or not 1 <= output_tokens < math.inf:
-            return
-        mean, seen = self._means.get(which, (0.0, 0))
-        seen = min(seen + 1, self._memory)
-        self._means[which] = (mean + (output_tokens - mean) / seen, seen)
-
-    def forget(self, request_id: str) -> None:
-        """A request ended without an answer."""
-        self._classes.pop(request_id, None)
-
-    def _class(self, request: Request) -> Class:
-        which = (request.model, request.workload_class)
-        return which if which in self._means or len(self._means) < MAX_CLASSES else OTHERS
 
 
 @dataclass(frozen=True, slots=True)

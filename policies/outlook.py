@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from policies import forecast
-from policies.search import Best, Found, Row, shortlists
+from policies.aim import SOONEST, Aim
+from policies.costs import Costs, Size
+from policies.prices import Tolls
+from policies.search import Best, Found, Row, shortlist
+from policies.stakes import NOTHING, Stake, Stakes
 from policies.standing import Standing
 from router.core.ports import FleetView
 from router.model import Candidate, Prediction, Request, Seconds
@@ -19,23 +24,34 @@ Rows = dict[int, list[Row]]
 
 
 class Outlook:
-    """What is predicted for one request. The same load on the same kind of backend is predicted once."""
+    """What is predicted for one request. The same load on the same kind of backend is predicted once.
+
+    The cost of a placement is in seconds (costs.py). Without stakes, tolls and prices it is its time.
+    """
 
     def __init__(
         self,
         request: Request,
         fleet: FleetView,
         output_tokens: int,
-        ttft_weight: float,
+        aim: Aim = SOONEST,
         held: Callable[[Standing], int] | None = None,
+        stakes: Stakes = NOTHING,
+        lengths: Sequence[int] = (),
+        tolls: Tolls | None = None,
     ) -> None:
-        """`held` says how many tokens of the prompt a backend is believed to hold; None: nobody any."""
+        """`held` says how many tokens of the prompt a backend is believed to hold; None: nobody any.
+
+        The answer may have any of the `lengths`, ascending, with equal probability; empty: the expected one.
+        `tolls` is what each part costs others by the prices in force (prices.py); None: there are none.
+        """
         self.output_tokens = output_tokens
         self._prompt = max(1, request.prompt_tokens)
-        self._context = self._prompt + output_tokens // 2
         self._fleet = fleet
-        self._w = ttft_weight
         self._held = held
+        size = Size(self._prompt, output_tokens, lengths or (output_tokens,), self._cached)
+        self._costs = Costs(size, aim, stakes, tolls)
+        self._context = size.context
 
     def prefill_ends(self, eligible: Sequence[Standing]) -> dict[Standing, Seconds]:
         """When the prompt would be done on each backend; one that cannot be predicted is missing."""
@@ -53,26 +69,31 @@ class Outlook:
 
     def pairs(self, decode: Sequence[Standing], ends: Mapping[Standing, Seconds], keep: int) -> list[Found]:
         """The best placements: exactly those that trying every pair gives. Cheapest first."""
-        best = Best(keep)
-        steps = self._steps(decode)
-        for s, step in steps.items():
-            end = ends.get(s)
-            if end is not None:
-                best.offer(end + self._rest(s, step), s, s)
+        best, costs, steps = Best(keep), self._costs, self._steps(decode)
+        sources = {s: costs.source(s, end) for s, end in ends.items()}
+        self._together(best, sources, steps, ends)
+
+        def source_extra(s: Standing) -> float:
+            return costs.source_extra(s, ends[s])
+
         for early in (False, True):
-            producers = _by_egress(ends, early)
-            if producers:
-                consumers = shortlists(self._consumers(steps, early), keep)
-                best.search(shortlists(producers, keep), consumers, self._handoff)
+            producers = _by_egress(sources, early)
+            if not producers:
+                continue
+            givers = [shortlist(rows, source_extra, keep) for rows in producers]
+            decode_extra = partial(self._decode_extra, steps, early)
+            takers = [shortlist(rows, decode_extra, keep) for rows in self._consumers(steps, early)]
+            best.search(givers, takers, self._handoff)
         return best.pairs
 
     def bindings(self, producer: Standing, decode: Sequence[Standing], keep: int) -> list[Found]:
         """The best places to decode KV that is complete at `producer`, which may be one of them."""
-        best = Best(keep)
+        best, costs = Best(keep), self._costs
         early = producer.spec.connector.first_token_from_prefill
         for s, step in self._steps(decode).items():
-            move = 0.0 if s is producer else self._handoff(producer, s)
-            best.offer(move + self._decode(s, step, early), producer, s)
+            cost = 0.0 if s is producer else self._handoff(producer, s)
+            cost += costs.decode(s, step, early) + costs.decode_extra(s, step, early)
+            best.offer(cost, producer, s)
         return best.pairs
 
     def candidates(self, best: Sequence[Found]) -> list[Candidate]:
@@ -93,10 +114,11 @@ class Outlook:
         prefill = min(end, forecast.alone_s(producer, self._prompt - cached, cached))
         step = forecast.joined_step_s(consumer, self._context)
         if producer is consumer:
-            ttft, handoff, decode = end, 0.0, self._rest_s(consumer, step)
+            ttft, handoff, decode = end, 0.0, self._costs.rest_s(consumer, step)
         else:
             early = producer.spec.connector.first_token_from_prefill
-            handoff, decode = self._transfer_s(producer, consumer), self._decode_s(consumer, step, early)
+            handoff = self._transfer_s(producer, consumer)
+            decode = self._costs.decode_s(consumer, step, early)
             ttft = end if early else end + handoff + consumer.half_step_s + step * consumer.stretch
         return {
             "queue_s": end - prefill,
@@ -117,7 +139,45 @@ class Outlook:
         tpot = (finish - ttft) / (n - 1) if n > 1 else None
         return Prediction(ttft, finish, tpot, usd, joule)
 
-    # --- costs: (1 - w) x finish + w x time to first token, split into producer + handoff + consumer ---
+    def stake(self, producer: Standing, consumer: Standing, parts: Mapping[str, float]) -> Stake:
+        """What one placement puts at stake, both phases together."""
+        costs, stakes, step = self._costs, self._costs.stakes, forecast.joined_step_s(consumer, self._context)
+        harm = stakes.stalled(producer, lambda: costs.stall_s(producer))
+        harm += stakes.slowed(consumer, costs.longer_s(consumer, step))
+        moved_s: Seconds | None = None
+        if producer is consumer:
+            slow = stakes.tokens(consumer, step * consumer.stretch)
+        else:
+            early = producer.spec.connector.first_token_from_prefill
+            moved_s = parts["handoff_s"] if early else None
+            slow = costs.slow(consumer, step, early, moved_s or 0.0)
+        uneven = costs.uneven(consumer, step, moved_s)
+        return Stake(stakes.first(producer, parts["ttft_s"]), slow, uneven, harm)
+
+    def takes(self, producer: Standing, consumer: Standing) -> tuple[Seconds, Seconds]:
+        """What a placement takes from those beside it: time of the prefill, and of each decode step."""
+        step = forecast.joined_step_s(consumer, self._context)
+        return self._costs.stall_s(producer), max(0.0, self._costs.longer_s(consumer, step))
+
+    def _decode_extra(self, steps: Mapping[Standing, Seconds], early: bool, s: Standing) -> float:
+        return self._costs.decode_extra(s, steps[s], early)
+
+    def _together(
+        self,
+        best: Best,
+        sources: Mapping[Standing, float],
+        steps: Mapping[Standing, Seconds],
+        ends: Mapping[Standing, Seconds],
+    ) -> None:
+        """Offer each backend for both phases. The extras are worked out as long as the base is good
+        enough."""
+        costs = self._costs
+        rows = [(sources[s] + costs.rest(s, step), s.order, s) for s, step in steps.items() if s in sources]
+        rows.sort()
+        for base, _, s in rows:
+            if base >= best.worst:  # a later equal would not go before those found
+                return
+            best.offer(base + costs.source_extra(s, ends[s]) + costs.rest_extra(s, steps[s]), s, s)
 
     def _cached(self, s: Standing) -> int:
         """An engine computes at least the last token anew."""
@@ -134,47 +194,30 @@ class Outlook:
                 steps[s] = step
         return steps
 
-    def _consumers(self, steps: Mapping[Standing, Seconds], early: bool) -> Rows:
+    def _consumers(self, steps: Mapping[Standing, Seconds], early: bool) -> list[list[Row]]:
         known: dict[tuple[float, ...], float] = {}
         rows: Rows = {}
         for s, step in steps.items():
             cost = known.get(s.load_key)
             if cost is None:
-                cost = known[s.load_key] = self._decode(s, step, early)
+                cost = known[s.load_key] = self._costs.decode(s, step, early)
             rows.setdefault(s.ingress, []).append((cost, s.order, s))
-        return rows
-
-    def _rest(self, s: Standing, step: Seconds) -> float:
-        return (1 - self._w) * self._rest_s(s, step)
-
-    def _rest_s(self, s: Standing, step: Seconds) -> Seconds:
-        """Tokens after the first on the backend that did the prefill."""
-        return (self.output_tokens - 1) * step * s.stretch
-
-    def _decode(self, s: Standing, step: Seconds, early: bool) -> float:
-        finish = (1 - self._w) * self._decode_s(s, step, early)
-        return finish if early else finish + self._w * (s.half_step_s + step * s.stretch)
-
-    def _decode_s(self, s: Standing, step: Seconds, early: bool) -> Seconds:
-        """Decode after a handoff; `early` when prefill gave the first token."""
-        own = (self.output_tokens - early) * step
-        return s.half_step_s + max(own * s.stretch, own + s.backlog_s)
+        return list(rows.values())
 
     def _handoff(self, producer: Standing, consumer: Standing) -> float:
         """Infinite when the consumer cannot take the KV over."""
         if not consumer.spec.accepts_kv_of(producer.spec):
             return math.inf
-        early = producer.spec.connector.first_token_from_prefill
-        return (1 - self._w if early else 1) * self._transfer_s(producer, consumer)
+        return self._costs.handoff(producer, consumer, self._transfer_s(producer, consumer))
 
     def _transfer_s(self, producer: Standing, consumer: Standing) -> Seconds:
         link = self._fleet.link(producer.id, consumer.id)
         return forecast.handoff_s(self._prompt, producer.spec.kv_bytes_per_token, link)
 
 
-def _by_egress(ends: Mapping[Standing, Seconds], early: bool) -> Rows:
+def _by_egress(sources: Mapping[Standing, float], early: bool) -> list[list[Row]]:
     rows: Rows = {}
-    for s, end in ends.items():
+    for s, cost in sources.items():
         if s.spec.connector.first_token_from_prefill is early:
-            rows.setdefault(s.egress, []).append((end, s.order, s))
-    return rows
+            rows.setdefault(s.egress, []).append((cost, s.order, s))
+    return list(rows.values())

@@ -1,4 +1,4 @@
-"""Predict, then place: the pair of backends, or the one backend, with the earliest predicted finish.
+"""Predict, then place: where a request keeps its objectives, costs nobody else theirs, and is done soonest.
 
     one backend   prefill end + (n - 1) steps
     a pair        prefill end + KV transfer + n steps, or n - 1 where prefill gives the first token
@@ -7,52 +7,100 @@ Prefill ends behind the prompt tokens ahead, beside what decodes there. A step i
 after joining it, stretched by the prefill work of the same backend: by the larger of what waits
 there now and of the share that prefill had of late (learned.py). n is the expected output.
 
-A prediction counts from the decision on: what a request waited before is the same for all places. What a
-backend holds of the prompt by our own decisions (prefixes.py) need not be computed there; prompts ahead have
-the share of hits that their backend had of late. Not predicted: transfers that share a link, slots that free
-up in time.
+Of all places the cheapest is taken:
+
+    cost = aim (aim.py: finish, first token, $, J) + worth x (risk + harm)
+
+Risk is the probability of missing an objective of one's own, harm the number of requests that would lose one
+of theirs (stakes.py, residents.py), worth a multiple of the time that the objectives give. A place that
+brings too little, less what it costs, is not taken (patience.py): the request waits while its objectives can
+still be held by waiting, and is refused, or served when it harms nobody, once they cannot.
+
+A prediction counts from the decision on: what a request waited before is the same for all places, and is
+taken off its objective for the first token. What a backend holds of the prompt by our own decisions
+(prefixes.py) need not be computed there; prompts ahead have the share of hits that their backend had of
+late. Not predicted: transfers that share a link.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from policies.decision import MAX_CANDIDATES, placed, unplaced
+from policies.experience import Experience, Placed
 from policies.filters import Eligible, Screen
-from policies.learned import CachedShare, OutputLengths, PrefillDuty
+from policies.lengths import Lengths
+from policies.objectives import OBJECTIVES, Classes, Objective, aim_of, read_classes
 from policies.outlook import Outlook
-from policies.parameters import number
-from policies.prefixes import PrefixIndex
+from policies.parameters import choice, number, read
+from policies.patience import Case, Patience, why
+from policies.power import MAX_W, caps_of, read_racks
+from policies.power_gate import Gate
+from policies.prices import Tolls
 from policies.search import Found
+from policies.stakes import NOTHING, AtStake, Stakes
 from policies.standing import Standing
-from router.core.messages import (
-    BackendLost,
-    BackendRemoved,
-    BackendReported,
-    DecodeDone,
-    PrefillDone,
-    RequestCancelled,
-)
+from router.core.messages import BackendLost, BackendRemoved
 from router.core.ports import FleetView, ModelSource
-from router.model import Placement, Reject, Request, RoutePlan, Seconds, Wait
+from router.model import (
+    BackendView,
+    Placement,
+    Reject,
+    Request,
+    RoutePlan,
+    Seconds,
+    ServiceLevel,
+    Wait,
+)
 
 NAME: Final = "predicted"
+TollSource = Callable[[Request, int, Seconds], Tolls | None]
+"""(request, expected output tokens, now) -> what its parts cost others by prices; None: none (priced.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedParameters:
-    """Parameters of `predicted`."""
+    """Parameters of `predicted`. `classes` is a nested table of objectives by workload class."""
 
+    objective: str = choice(
+        "goodput", of=OBJECTIVES, doc="What decides among places that hold all objectives."
+    )
+    time_weight: float = number(1.0, low=0.0, high=1e3, doc="Of the finish, in a blend.")
+    cost_weight: float = number(0.0, low=0.0, high=1e3, doc="Of dollars of device time, in a blend.")
+    energy_weight: float = number(0.0, low=0.0, high=1e3, doc="Of joules of device time, in a blend.")
     ttft_weight: float = number(
         0.0, low=0.0, high=1.0, doc="Minimise (1 - w) x finish + w x time to first token, both in seconds."
     )
+    worth: float = number(
+        10.0,
+        low=0.0,
+        high=1e6,
+        doc="What a good request is worth, in multiples of the time that its objectives give it.",
+    )
+    least_gain: float = number(
+        0.7,
+        low=-1e6,
+        high=1.0,
+        doc="Expected good requests by a placement, less those it costs; with less, it waits or is refused.",
+    )
+    hopeless: str = choice(
+        "refuse",
+        of=("refuse", "last"),
+        doc="What becomes of a request whose objectives cannot be held any more.",
+    )
+    patience_s: float = number(
+        10.0, low=0.0, high=3600.0, doc="Longest that a request without hope or objectives waits for others."
+    )
     max_prefill_queue: int = number(
-        32, low=1, high=100_000, doc="Prefills in flight per backend; above, requests wait in the router."
+        4, low=1, high=100_000, doc="Prefills in flight per backend; above, requests wait in the router."
     )
     candidates: int = number(
         4, low=1, high=MAX_CANDIDATES, doc="Pairs kept in the decision record, best first."
+    )
+    lengths: str = choice(
+        "learned", of=("learned", "cap"), doc="Answers are as long as such answers were, or as they may be."
     )
     length_memory: int = number(
         64, low=1, high=100_000, doc="Finished answers over which output lengths are averaged, per class."
@@ -67,124 +115,219 @@ class PredictedParameters:
         doc="Reject when the earliest first token is predicted later than this many times the time left. "
         "Above 1, since prefix hits make a prefill faster than predicted.",
     )
-    refuse_beyond_slo: float = number(
-        0.0,
+    bind_late_s: float = number(
+        0.5,
         low=0.0,
         high=1e6,
-        doc="Refuse when the best place breaks the objective for the first token or the time per token "
-        "by more than this factor, so that those behind keep theirs (early rejection); 0 refuses nobody.",
+        doc="Bind the decode of a pair after its prefill when that is predicted to take longer than this.",
     )
+    overbook: float = number(
+        1.0, low=0.0, high=10.0, doc="Decodes that may wait for a slot of a backend, as a share of its slots."
+    )
+    power_cap_w: float = number(
+        0.0, low=0.0, high=MAX_W, doc="What the fleet may draw, idle power included; 0 is no cap."
+    )
+    rack_cap_w: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The same by zone."""
+    classes: Classes = field(default_factory=dict[str, Objective])
+
+    def of(self, workload_class: str) -> Objective:
+        """What a class is placed by."""
+        own = self.classes.get(workload_class)
+        return own or Objective(self.objective, self.time_weight, self.cost_weight, self.energy_weight)
+
+
+def read_predicted(values: Mapping[str, object], where: str) -> PredictedParameters:
+    """The parameters from a table with nested ones. Raises ConfigError."""
+    nested: dict[str, object] = {}
+    if "classes" in values:
+        nested["classes"] = read_classes(values["classes"], where)
+    if "rack_cap_w" in values:
+        nested["rack_cap_w"] = read_racks(values["rack_cap_w"], where)
+    return read(PredictedParameters, {**values, **nested}, where)
 
 
 class Predicted:
-    """Earliest predicted finish over all feasible pairs. Satisfies core.ports.Policy."""
+    """The best of all feasible pairs, by prediction. Satisfies core.ports.Policy."""
 
     name = NAME
 
-    def __init__(self, parameters: PredictedParameters, models: ModelSource) -> None:
+    def __init__(
+        self, parameters: PredictedParameters, models: ModelSource, tolls: TollSource | None = None
+    ) -> None:
         self._p = parameters
-        self._lengths = OutputLengths(parameters.length_memory)
-        self._duty = PrefillDuty(parameters.duty_window_s)
-        self._prefixes = PrefixIndex()
-        self._cached = CachedShare(parameters.length_memory)
-        self._screen = Screen(models, parameters.max_prefill_queue, self._duty.stretch, self._cached.uncached)
+        self._tolls = tolls
+        p = parameters
+        self._known = Experience(p.length_memory, p.duty_window_s, p.lengths == "learned")
+        self._patience = Patience(self._known.waits, parameters.hopeless == "refuse", parameters.patience_s)
+        stretch, uncached = self._known.duty.stretch, self._known.cached.uncached
+        self._screen = Screen(models, parameters.max_prefill_queue, stretch, uncached, parameters.overbook)
+        self._caps = caps_of(parameters.power_cap_w, parameters.rack_cap_w)
 
     def plan(self, request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait | Reject:
         """Place both phases."""
-        views = fleet.for_model(request.model)
-        expected = self._lengths.expect(request)
-        outlook = Outlook(request, fleet, expected, self._p.ttft_weight, self._holder(request, now))
-        found = self._screen.pass_over(request, views, outlook.output_tokens)
+        if (deferred := self._known.waits.deferred(request, now)) is not None:
+            return deferred
+        views, lengths = fleet.for_model(request.model), self._known.lengths.lengths(request)
+        arrived = self._known.waits.since(request, now)
+        if self._caps is not None:
+            self._caps.look(request, fleet, self._screen, now)
+        found = self._screen.pass_over(request, views, lengths.mean)
+        gate = None if self._caps is None else Gate(self._caps, request, found)
+        outlook = self._outlook(request, fleet, lengths, found, now, now - arrived)
         ends = outlook.prefill_ends(found.prefill)
         best = outlook.pairs(found.decode, ends, self._p.candidates)
+        if gate is not None and not gate.admits(best):
+            gate.leave_out(found)
+            ends = outlook.prefill_ends(found.prefill)
+            best = gate.fitting(outlook.pairs(found.decode, ends, self._p.candidates))
+            best = best or gate.fitting(_unsplit(outlook, found, ends))
+        if gate is not None and not best:
+            answer = gate.answer(arrived, now, self._p.hopeless == "refuse")
+            if answer is not None:
+                return self._powerless(request, found, answer, now)
         if not best:
-            return unplaced(self.name, request, found, self._screen.standings(views), _unusable(found, ends))
+            return self._nowhere(request, found, views, ends)
         if min(ends.values()) > self._p.reject_beyond * (request.deadline - now):
-            return self._too_late(request, min(ends.values()), request.deadline - now)
-        if (refusal := self._hopeless(request, best, outlook)) is not None:
-            return refusal
-        plan = self._planned(request, found, best, outlook)
-        self._lengths.wait_for(request)
-        self._cached.wait_for(request, plan.prefill)
-        self._prefixes.store(best[0][4], request.prefix_hashes, now)
-        return plan
+            return _too_late(min(ends.values()), request.deadline - now)
+        *_, producer, consumer = best[0]
+        parts = outlook.parts(producer, consumer)
+        stake = outlook.stake(producer, consumer, parts)
+        if stake.gain < self._p.least_gain:
+            case = Case(request, arrived, now, stake, parts["ttft_s"], parts["finish_s"])
+            first = not self._known.waits.was_deferred(request)
+            verdict = self._patience.verdict(case, self._screen.standings(views))
+            if verdict is not None:
+                return self._explained(verdict, case, found, best, outlook) if first else verdict
+        return self._planned(request, found, best, outlook, parts, lengths, now)
 
     def bind_decode(
         self, request: Request, prefill: str, fleet: FleetView, now: Seconds
     ) -> Placement | Wait | Reject:
         """Place decode for KV that is at `prefill`: the same search with one producer that is done."""
-        outlook = Outlook(request, fleet, self._lengths.expect(request), self._p.ttft_weight)
-        producer, found = self._screen.after_prefill(request, prefill, fleet, outlook.output_tokens)
+        lengths = self._known.lengths.lengths(request)
+        producer, found = self._screen.after_prefill(request, prefill, fleet, lengths.mean)
         if producer is None:
             return Wait("unknown_backend")
+        outlook = self._outlook(request, fleet, lengths, found, now, 0.0)
         best = outlook.bindings(producer, found.decode, self._p.candidates)
         if not best:
             standings = self._screen.standings(fleet.for_model(request.model))
             return unplaced(self.name, request, found, standings)
         consumer, candidates = best[0][5], outlook.bound(best)
-        text = f"decode on {consumer.id}: finish in {-candidates[0].score:.3g} s (predicted)"
+        self._known.residents.decodes_at(request.id, consumer.id)
+        text = f"decode on {consumer.id}: cost {-candidates[0].score:.3g} s (predicted)"
         return Placement(consumer.id, placed(self.name, request, found, candidates, text))
 
     def observe(self, fact: Any, now: Seconds) -> None:
-        """Learn answer lengths and prefill shares; forget who left."""
-        match fact:
-            case DecodeDone():
-                self._lengths.finished(fact.request_id, fact.output_tokens)
-            case BackendReported():
-                self._duty.reported(fact.backend, fact.snapshot)
-            case RequestCancelled():
-                self._lengths.forget(fact.request_id)
-                self._cached.forget_request(fact.request_id)
-            case PrefillDone():
-                self._cached.prefilled(fact.request_id, fact.cached_tokens)
-            case BackendLost() | BackendRemoved():
-                self._duty.forget(fact.backend)
-                self._cached.forget(fact.backend)
-                self._prefixes.forget(fact.backend)
-                self._screen.forget(fact.backend)
-            case _:
-                pass
+        """Learn, and forget who left."""
+        self._known.observe(fact, now)
+        if self._caps is not None:
+            self._caps.observe(fact, now)
+        if isinstance(fact, BackendLost | BackendRemoved):
+            self._screen.forget(fact.backend)
 
-    def _holder(self, request: Request, now: Seconds) -> Callable[[Standing], int] | None:
-        if not request.prefix_hashes:
-            return None
-        return lambda s: self._prefixes.tokens(s, request, now)
+    def expect(self, request: Request) -> int:
+        """Output tokens that a request is expected to need, as learned."""
+        return self._known.lengths.expect(request)
+
+    def _outlook(
+        self,
+        request: Request,
+        fleet: FleetView,
+        lengths: Lengths,
+        found: Eligible,
+        now: Seconds,
+        waited_s: Seconds,
+    ) -> Outlook:
+        objective, tokens = self._p.of(request.workload_class), lengths.mean
+        span_s = given_s(request.slo, tokens)
+        price = 0.0 if self._caps is None else self._caps.price
+        worth_s = self._p.worth * span_s
+        aim = aim_of(objective, self._p.ttft_weight, request, found, tokens, span_s, price, worth_s)
+        stakes: Stakes = NOTHING
+        if objective.objective != "latency":
+            residents = self._known.residents.at(now)
+            stakes = AtStake(request, waited_s, worth_s, residents, self._known.spreads)
+        tolls = None if self._tolls is None else self._tolls(request, tokens, now)
+        holder = self._known.holder(request, now)
+        return Outlook(request, fleet, tokens, aim, holder, stakes, lengths.thirds, tolls)
 
     def _planned(
-        self, request: Request, found: Eligible, best: Sequence[Found], outlook: Outlook
+        self,
+        request: Request,
+        found: Eligible,
+        best: Sequence[Found],
+        outlook: Outlook,
+        parts: Mapping[str, float],
+        lengths: Lengths,
+        now: Seconds,
     ) -> RoutePlan:
         *_, producer, consumer = best[0]
+        late = producer is not consumer and parts["queue_s"] + parts["prefill_s"] > self._p.bind_late_s
+        late = late and self._caps is None  # the power of the decode is set aside with that of the prefill
         candidates = outlook.candidates(best)
-        prediction = outlook.prediction(producer, consumer, candidates[0].parts)
+        prediction = outlook.prediction(producer, consumer, parts)
         place = producer.id if producer is consumer else f"{producer.id} -> {consumer.id}"
         times = f"first token in {prediction.ttft_s:.3g} s, finish in {prediction.e2e_s:.3g} s"
-        text = f"{place}: {times} (predicted)"
+        text = f"{place}: {times} (predicted){', decode bound after prefill' if late else ''}"
         decision = placed(self.name, request, found, candidates, text, prediction)
-        return RoutePlan(producer.id, consumer.id, decision, outlook.output_tokens)
+        stall_s, longer_s = outlook.takes(producer, consumer)
+        what = Placed(request, producer, consumer, late, parts, lengths, stall_s, longer_s)
+        self._known.placed(what, now)
+        return RoutePlan(producer.id, None if late else consumer.id, decision, lengths.mean)
 
-    def _hopeless(self, request: Request, best: Sequence[Found], outlook: Outlook) -> Reject | None:
-        """Judges the place that would be taken: by it the request gets the earliest finish there is."""
-        slo, factor = request.slo, self._p.refuse_beyond_slo
-        if not factor or (slo.ttft_s is None and slo.tpot_s is None):
-            return None
-        *_, producer, consumer = best[0]
-        expected = outlook.prediction(producer, consumer, outlook.parts(producer, consumer))
-        late = slo.ttft_s is not None and expected.ttft_s > factor * slo.ttft_s
-        slow = slo.tpot_s is not None and (expected.tpot_s or 0.0) > factor * slo.tpot_s
-        if not (late or slow):
-            return None
-        text = (
-            f"the first token is predicted in {expected.ttft_s:.3g} s and each other in "
-            f"{expected.tpot_s or 0.0:.3g} s, which breaks the objectives; try again when the load is lower"
-        )
-        return Reject(text, infeasible_deadline=True)
+    def _explained(
+        self, verdict: Wait | Reject, case: Case, found: Eligible, best: Sequence[Found], outlook: Outlook
+    ) -> Wait | Reject:
+        """With the record of the first answer; who waits is asked again and again."""
+        text = f"the request {'waits' if isinstance(verdict, Wait) else 'is refused'}: {why(case)}"
+        decision = placed(self.name, case.request, found, outlook.candidates(best), text)
+        return replace(verdict, decision=decision)
 
-    def _too_late(self, request: Request, earliest_s: Seconds, left_s: Seconds) -> Reject:
-        text = (
-            f"the first token is predicted in {earliest_s:.3g} s at the earliest, but the deadline is in "
-            f"{max(0.0, left_s):.3g} s; allow more time, or try again when the load is lower"
-        )
-        return Reject(text, infeasible_deadline=True)
+    def _powerless(
+        self, request: Request, found: Eligible, answer: Wait | Reject, now: Seconds
+    ) -> Wait | Reject:
+        """No place below the power caps, explained once."""
+        if not self._known.waits.was_deferred(request):
+            text = "the request waits for power" if isinstance(answer, Wait) else answer.reason
+            answer = replace(answer, decision=placed(self.name, request, found, (), text))
+        return self._known.waits.defer(request, answer, now) if isinstance(answer, Wait) else answer
+
+    def _nowhere(
+        self,
+        request: Request,
+        found: Eligible,
+        views: Sequence[BackendView],
+        ends: Mapping[Standing, Seconds],
+    ) -> Wait | Reject:
+        """No place at all. It is explained once; to explain every refusal of a saturated router anew would
+        take a third of its time."""
+        if (told := self._known.waits.told(request, len(views))) is not None:
+            return told
+        answer = unplaced(self.name, request, found, self._screen.standings(views), _unusable(found, ends))
+        return self._known.waits.tell(request, answer, len(views)) if isinstance(answer, Wait) else answer
+
+
+def _unsplit(outlook: Outlook, found: Eligible, ends: Mapping[Standing, Seconds]) -> list[Found]:
+    """Every place without a split, cheapest first: where two backends draw too much, one may not."""
+    places = [outlook.pairs([s], {s: ends[s]}, 1) for s in found.decode if s in ends]
+    return sorted((one for each in places for one in each), key=lambda one: one[0])
+
+
+def _too_late(earliest_s: Seconds, left_s: Seconds) -> Reject:
+    text = (
+        f"the first token is predicted in {earliest_s:.3g} s at the earliest, but the deadline is in "
+        f"{max(0.0, left_s):.3g} s; allow more time, or try again when the load is lower"
+    )
+    return Reject(text, infeasible_deadline=True)
+
+
+def given_s(slo: ServiceLevel, tokens: int) -> Seconds:
+    """The time that the objectives give a request; seconds of the order of a chat's without them
+    (assumption)."""
+    first = 1.0 if slo.ttft_s is None else slo.ttft_s
+    return first + tokens * (0.05 if slo.tpot_s is None else slo.tpot_s)
 
 
 def _unusable(found: Eligible, ends: Mapping[Standing, Seconds]) -> list[tuple[Standing, str]]:

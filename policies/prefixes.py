@@ -1,7 +1,8 @@
 """What each backend is believed to hold of prompts seen before: block hashes, least recently used first out.
 
-Fed by the router's own decisions: nothing here listens to an engine's KV events. A backend's share is bounded
-by its KV capacity, which evicts in the order in which an engine does. What running sequences take from that
+For rules that ask one backend after the other (baselines); affinity.py finds the holders among all. Fed by
+the router's own decisions: nothing here listens to an engine's KV events. A backend's share is bounded by its
+KV capacity, which evicts in the order in which an engine does. What running sequences take from that
 capacity, and blocks that are not computed yet, are not known, so that hits are overestimated while a backend
 is full or a burst of equal prompts comes (approximation).
 """

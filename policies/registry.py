@@ -17,7 +17,8 @@ from typing import Any, Final
 from policies.baselines.table import BASELINES
 from policies.least_loaded import LeastLoaded, LeastLoadedParameters
 from policies.parameters import read, unknown
-from policies.predicted import Predicted, PredictedParameters
+from policies.predicted import Predicted, read_predicted
+from policies.priced import Priced, read_priced
 from policies.round_robin import RoundRobin, RoundRobinParameters
 from policies.scored import Scored, read_scored
 from router.core.ports import ModelSource, Policy
@@ -44,7 +45,11 @@ def _scored(params: Mapping[str, object], models: ModelSource, rng: Random) -> P
 
 
 def _predicted(params: Mapping[str, object], models: ModelSource, rng: Random) -> Policy:
-    return Predicted(read(PredictedParameters, params, _table("predicted")), models)
+    return Predicted(read_predicted(params, _table("predicted")), models)
+
+
+def _priced(params: Mapping[str, object], models: ModelSource, rng: Random) -> Policy:
+    return Priced(read_priced(params, _table("priced")), models)
 
 
 BUILTIN: Final[Mapping[str, Factory]] = {
@@ -52,6 +57,7 @@ BUILTIN: Final[Mapping[str, Factory]] = {
     "least_loaded": _least_loaded,
     "scored": _scored,
     "predicted": _predicted,
+    "priced": _priced,
 }
 """Our own. They place nothing where it has no room at the time."""
 POLICIES: Final[Mapping[str, Factory]] = {**BUILTIN, **BASELINES}

@@ -23,12 +23,20 @@ then by order of joining."""
 Handoff = Callable[[Standing, Standing], float]
 
 
-def shortlists(rows: dict[int, list[Row]], keep: int) -> list[list[Row]]:
-    """Of each class the rows that can be among the `keep` best pairs, in order."""
-    for each in rows.values():
-        each.sort()
-        del each[keep + 1 :]
-    return list(rows.values())
+def shortlist(rows: list[Row], extra: Callable[[Standing], float], keep: int) -> list[Row]:
+    """Of the backends of one class those that can be among the `keep` best pairs, in order of cost.
+
+    `rows` have the base of each cost. `extra`, at least 0, is added where the base alone does not rule a
+    backend out already.
+    """
+    rows.sort()
+    found: list[Row] = []
+    for base, order, s in rows:
+        if len(found) > keep and (base, order) > found[-1][:2]:
+            break
+        insort(found, (base + extra(s), order, s))
+        del found[keep + 1 :]
+    return found
 
 
 class Best:

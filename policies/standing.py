@@ -12,9 +12,11 @@ import math
 from dataclasses import dataclass, field
 
 from router.core.ports import LatencyModel
-from router.model import BackendSnapshot, BackendSpec, BackendState, BackendView, Phase
+from router.model import BackendSnapshot, BackendSpec, BackendState, BackendView, Phase, SchedulerKind
 
 EMPTY = BackendSnapshot(observed_at=0.0)
+UNKNOWN_OUTPUT_TOKENS = 256
+"""Output of a sequence of which nothing is known (assumption)."""
 LARGEST_COUNT = 1e15
 """No backend holds more tokens than this; larger numbers are garbage."""
 
@@ -43,7 +45,7 @@ class Standing:
     """Offers prefill, its prefill queue has room, and a slot is free."""
     takes_decode: bool = field(init=False)
     """Offers decode, and a slot is free."""
-    kv_room_tokens: float = field(init=False)
+    kv_room_tokens: int = field(init=False)
     prefills: int = field(init=False)
     """Prefills ahead of a new one."""
     prefill_tokens: int = field(init=False)
@@ -51,13 +53,19 @@ class Standing:
     pairs_ahead: float = field(init=False)
     """Attention pairs of these, as if they were of equal length (assumption)."""
     decodes: int = field(init=False)
-    """Sequences decoding, or bound to decode here."""
+    """Sequences decoding, or bound to decode here, as far as there are slots."""
+    slot_queue: int = field(init=False)
+    """Sequences that have to end before a new one has a slot."""
+    slot_wait_s: float = field(init=False)
+    """How long that takes: each slot comes free once in the time of a mean answer."""
     context_tokens: int = field(init=False)
     """Sum of the contexts of these, halfway through their expected output."""
     chunk_tokens: int = field(init=False)
     """Prompt tokens that fit into one step beside the decoding sequences."""
     half_step_s: float = field(init=False)
     """Mean wait for the step that is running; 0 without decoding sequences."""
+    prompts_s: float = field(init=False)
+    """Time of the prefills ahead by themselves, each of mean length."""
     backlog_s: float = field(init=False)
     """Device time of the prefills ahead, without the decode steps they ride on."""
     stretch: float = field(init=False)
@@ -70,9 +78,17 @@ class Standing:
         """The backend's id."""
         return self.spec.id
 
-    def see(self, view: BackendView, max_prefill_queue: int, stretch: float, uncached: float = 1.0) -> None:
+    def see(
+        self,
+        view: BackendView,
+        max_prefill_queue: int,
+        stretch: float,
+        uncached: float = 1.0,
+        overbook: float = 0.0,
+    ) -> None:
         """Take over a new view of the backend, with the same spec. `uncached` is the share of the prompt
-        tokens ahead that will have to be computed."""
+        tokens ahead that will have to be computed, `overbook` the share of the slots that may be waited
+        for."""
         spec, ours, seen = self.spec, view.in_flight, view.snapshot or EMPTY
         kv_used = max(count(seen.kv_used_tokens), ours.kv_tokens)
         self.view = view
@@ -80,7 +96,8 @@ class Standing:
         # A prompt takes a slot as well: at a worker full of long answers it would wait for one to end.
         has_slot = ours.decodes < spec.max_num_seqs
         self.takes_prefill = Phase.PREFILL in spec.phases and has_slot and ours.prefills < max_prefill_queue
-        self.takes_decode = Phase.DECODE in spec.phases and has_slot
+        most = spec.max_num_seqs * (1.0 + overbook)
+        self.takes_decode = Phase.DECODE in spec.phases and ours.decodes < most
         self.kv_room_tokens = spec.kv_capacity_tokens - kv_used
         self.prefills = max(ours.prefills, count(seen.waiting))
         ahead = max(ours.prefill_tokens, count(seen.waiting_prefill_tokens))
@@ -88,6 +105,10 @@ class Standing:
         self.pairs_ahead = self.prefill_tokens * self.prefill_tokens / (2 * max(1, self.prefills))
         self.decodes = max(ours.decodes, count(seen.running) - ours.prefills)
         self.context_tokens = _context_tokens(view, self.decodes, kv_used)
+        self.slot_queue = max(0, self.decodes + 1 - spec.max_num_seqs)
+        if self.decodes > spec.max_num_seqs:
+            self.context_tokens = self.context_tokens * spec.max_num_seqs // self.decodes
+            self.decodes = spec.max_num_seqs
         self.chunk_tokens = max(1, spec.max_num_batched_tokens - self.decodes)
         self.stretch = stretch
         self._time()
@@ -95,7 +116,7 @@ class Standing:
     def _time(self) -> None:
         """Bring up to date what follows from the load by the step model."""
         latency, tokens = self.latency, self.prefill_tokens
-        self.half_step_s = self.backlog_s = 0.0
+        self.half_step_s = self.backlog_s = self.prompts_s = self.slot_wait_s = 0.0
         if latency is None:
             return
         self.load_key = (
@@ -106,15 +127,25 @@ class Standing:
             self.context_tokens,
             self.chunk_tokens,
             self.stretch,
+            self.slot_queue,
         )
         step = latency.decode_step_s(self.decodes, self.context_tokens) if self.decodes else 0.0
         self.half_step_s = step / 2 if step >= 0 else math.inf
-        if tokens:
-            steps = -(-tokens // self.chunk_tokens)
-            mixed = latency.mixed_step_s(
-                self.decodes, self.context_tokens, round(tokens / steps), self.pairs_ahead / steps
-            )
-            self.backlog_s = max(0.0, steps * (mixed - step))
+        if self.slot_queue:
+            ours = self.view.in_flight
+            answer = ours.decode_tokens / ours.decodes if ours.decodes else UNKNOWN_OUTPUT_TOKENS
+            self.slot_wait_s = self.slot_queue * answer * step * self.stretch / self.spec.max_num_seqs
+        if not tokens:
+            return
+        if self.spec.scheduler in (SchedulerKind.BUCKETED, SchedulerKind.SINGLE):
+            ahead = max(1, self.prefills)
+            self.prompts_s = self.backlog_s = ahead * latency.prefill_s(-(-tokens // ahead))
+            return
+        steps = -(-tokens // self.chunk_tokens)
+        mixed = latency.mixed_step_s(
+            self.decodes, self.context_tokens, round(tokens / steps), self.pairs_ahead / steps
+        )
+        self.backlog_s = max(0.0, steps * (mixed - step))
 
 
 def count(value: float) -> int:

@@ -1,7 +1,9 @@
 """NVIDIA Dynamo's KV router: the default cost, the two-tier rule, and conditional disaggregation.
 
 Sources: ai-dynamo/dynamo, lib/kv-router/src/scheduling/selector/default.rs and conditional_disagg.rs,
-two_tier_cost_fn.rs, and the flags of the 1.6.1 wheel. Defaults are those of 1.6.1.
+lib/router-plugins/builtin/src/two_tier_cost_fn.rs, and the flags of the 1.6.1 wheel. Defaults are those of
+1.6.1. The two tiers' are 0.5, 32 and 1.1 in that file and in Dynamo's guide to its policies: those of
+sgl-router's cache_aware_zmq, from which the rule was ported, not the 0.3, 64 and 1.5 of SMG's command line.
 
 Default cost of a worker, in KV blocks, lower is better:
 

@@ -1,8 +1,9 @@
 """B4: what our policies reach when they know how long every answer will be. In simulations only.
 
 The lower side of the sandwich online <= clairvoyant <= OPT <= B2 <= B1. Any schedule is a lower bound on the
-optimum, so the better of two is taken: one with the true lengths alone; one that also serves in order of due
-time, keeps the queues at the backends short, and gives requests up that would miss their objectives anyway.
+optimum, so the best of three is taken: one with the true lengths alone; one that also serves in order of due
+time and gives requests up that would miss their objectives anyway; and one that serves the least work first,
+which keeps the objectives of most when not all can be kept. The last two keep queues at the backends short.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from router.model import Placement, Reject, Request, RoutePlan, Seconds, Wait
 from router.sim.run import Contestant, Outlook
 
 QUEUE: Final = 1 << 16
+WEIGHT: Final = 2.0
+"""Work of an output token, a prompt token being 1: as the core shares tokens out."""
 LIMITS: Final = Limits(queue_capacity=QUEUE, max_queue_s=86_400.0, scan=32)
 """Of the core under a clairvoyant policy: many are offered, so that the order is the policy's."""
 
@@ -30,8 +33,9 @@ class Foresight:
     """One way to use what is known."""
 
     label: str
-    in_order: bool
-    """Earliest due first; otherwise as the core offers them."""
+    first: str
+    """Who goes first of those that wait: "due" for the earliest due, "short" for the least work, and
+    "offered" for the order of the core."""
     gives_up: bool
     """Drop requests that are predicted to miss an objective."""
     params: Mapping[str, object]
@@ -39,8 +43,10 @@ class Foresight:
 
 
 WAYS: Final[Sequence[Foresight]] = (
-    Foresight("lengths", False, False, {}),
-    Foresight("due first, gives up", True, True, {"max_prefill_queue": 2}),
+    Foresight("lengths", "offered", False, {"lengths": "cap"}),
+    Foresight("due first, gives up", "due", True, {"lengths": "cap", "max_prefill_queue": 2}),
+    Foresight("due first", "due", False, {"lengths": "cap"}),
+    Foresight("short first", "short", False, {"lengths": "cap", "max_prefill_queue": 2, "least_gain": 0.6}),
 )
 
 
@@ -56,18 +62,19 @@ class Clairvoyant:
         self._arrived: dict[str, Seconds] = {}
         self._waiting: dict[str, Seconds] = {}
         """Due times of requests that were told to wait."""
-        self._order: list[tuple[Seconds, str]] = []
+        self._order: list[tuple[float, str]] = []
         """A heap of them; entries that wait no more are dropped when they come up."""
 
     def plan(self, request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait | Reject:
         """Place both phases, knowing the length."""
         arrived = self._arrived.setdefault(request.id, now)
         due = min(request.deadline, arrived + _ttft_s(request))
-        if self._way.in_order and due > self._earliest(now):
-            return self._wait(request, due, Wait("earlier_due"))
+        rank = due if self._way.first == "due" else request.prompt_tokens + WEIGHT * self._oracle(request)
+        if self._way.first != "offered" and rank > self._lowest(now):
+            return self._wait(request, rank, due, Wait("others_first"))
         answer = self._inner.plan(self._told(request), fleet, now)
         if isinstance(answer, Wait):
-            return self._wait(request, due, answer)
+            return self._wait(request, rank, due, answer)
         self._waiting.pop(request.id, None)
         if isinstance(answer, RoutePlan) and self._way.gives_up and _misses(request, answer, now - arrived):
             return Reject("an objective would be missed", infeasible_deadline=True)
@@ -88,18 +95,18 @@ class Clairvoyant:
             self._arrived.pop(fact.request_id, None)
         self._inner.observe(fact, now)
 
-    def _wait(self, request: Request, due: Seconds, answer: Wait) -> Wait:
+    def _wait(self, request: Request, rank: float, due: Seconds, answer: Wait) -> Wait:
         if request.id not in self._waiting:
             self._waiting[request.id] = due
-            heapq.heappush(self._order, (due, request.id))
+            heapq.heappush(self._order, (rank, request.id))
         return answer
 
-    def _earliest(self, now: Seconds) -> Seconds:
-        """The first due time of those that wait. One that is late, or was shed, must not hold up the rest."""
+    def _lowest(self, now: Seconds) -> float:
+        """The first rank of those that wait. One that is late, or was shed, must not hold up the rest."""
         while self._order:
-            due, name = self._order[0]
-            if due >= now and name in self._waiting:
-                return due
+            rank, name = self._order[0]
+            if self._waiting.get(name, -math.inf) >= now:
+                return rank
             heapq.heappop(self._order)
             self._waiting.pop(name, None)
         return math.inf

@@ -16,6 +16,7 @@ from router.model import BackendSpec, Seconds
 from router.plan.bounds import Bounds, Case, bounds_of, capacity_of, case_of, reasons
 from router.plan.clairvoyant import LIMITS, clairvoyants
 from router.plan.fluid import Plan
+from router.plan.prices import prices_of
 from router.plan.recording import recorded
 from router.plan.supply import NO_LIMITS, Limits, Supply, supplies_of
 from router.plan.tasks import Timed
@@ -173,6 +174,7 @@ def _met(question: Question, contestant: Contestant, *, clairvoyant: bool = Fals
         requests=question.requests,
         duration_s=question.duration_s,
         limits=LIMITS if clairvoyant else None,
+        solve=prices_of,
         stop_when_unstable=False,
     )
     return result.met

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from router.core.messages import RequestArrived
-from router.core.ports import FleetView, Policy
+from router.core.ports import FleetView, Policy, PriceTaker
 from router.model import Placement, Reject, Request, RoutePlan, Seconds, Wait
 from router.plan.tasks import Timed, timed
+from router.prices import PriceProblem, Unpriced
 from router.sim.run import Contestant, Outlook
 
 
@@ -51,6 +52,10 @@ class Recorded:
     ) -> Placement | Wait | Reject:
         """As the inner policy."""
         return self._inner.bind_decode(request, prefill, fleet, now)
+
+    def price_problem(self, fleet: FleetView, now: Seconds) -> PriceProblem | Unpriced | None:
+        """As the inner policy, if it takes prices."""
+        return self._inner.price_problem(fleet, now) if isinstance(self._inner, PriceTaker) else None
 
     def observe(self, fact: Any, now: Seconds) -> None:
         """Note what arrives; a request that is refused on arrival counts too."""

@@ -15,6 +15,7 @@ from typing import Final
 from router.errors import ConfigError
 from router.model import BackendSpec
 from router.plan.playback import Asked
+from router.plan.prices import prices_of
 from router.plan.sizing import Fleet
 from router.plan.supply import Supply
 from router.sim.classes import Workload
@@ -109,6 +110,7 @@ class Verifier:
                 self._seed,
                 rate_scale=self._rate_scale,
                 requests=self._requests,
+                solve=prices_of,
             )
         except ConfigError as error:  # a fleet that lacks a phase or a model is no answer, and no failure
             return Trial(fleet, False, error.message, {}, 0.0, 0.0, 0.0, (), 0)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from policies.learned import MAX_CLASSES, MAX_WAITED_FOR, OutputLengths, PrefillDuty
+from policies.learned import MAX_WAITED_FOR, PrefillDuty
+from policies.lengths import MAX_KINDS, OutputLengths
 from router.model import BackendSnapshot
 from tests.policies.world import request
 
@@ -37,7 +38,7 @@ def test_requests_that_never_end_are_forgotten_oldest_first() -> None:
 def test_clients_cannot_grow_the_table_of_classes() -> None:
     """Classes beyond the limit share one estimate."""
     lengths = OutputLengths(64)
-    for i in range(MAX_CLASSES):
+    for i in range(MAX_KINDS // 2):
         asked = request(output=1000, workload_class=f"c{i}")
         lengths.wait_for(asked)
         lengths.finished("r", 10)

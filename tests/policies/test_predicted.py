@@ -298,8 +298,8 @@ def test_late_binding_may_stay_where_the_prompt_fills_the_memory() -> None:
 
 
 def test_late_binding_without_a_taker_waits() -> None:
-    """A full decoder frees up; a producer that is gone is the core's affair."""
-    fleet = Views([view(spec("gpu", PREFILL)), view(spec("lpu", DECODE, max_num_seqs=1), decodes=1)])
+    """A decoder whose slot and queue are full frees up; a producer that is gone is the core's affair."""
+    fleet = Views([view(spec("gpu", PREFILL)), view(spec("lpu", DECODE, max_num_seqs=1), decodes=2)])
     full = policy("predicted").bind_decode(request(), "gpu", fleet, 0.0)
     assert isinstance(full, Wait)
     assert full.reason == "slots_full"

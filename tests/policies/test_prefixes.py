@@ -12,7 +12,7 @@ from policies.prefixes import PrefixIndex
 from policies.standing import Standing
 from router.core.messages import BackendLost, PrefillDone, RequestCancelled
 from router.core.ports import Policy
-from router.model import PhaseCost, Reject, Request, RoutePlan, ServiceLevel
+from router.model import PhaseCost, Request, RoutePlan
 from tests.policies.world import DECODE, MODEL, PREFILL, Views, policy, request, spec, view
 
 
@@ -118,30 +118,6 @@ def test_a_queue_of_cached_prompts_is_short() -> None:
     after = places(chosen, Views([fresh]), request()).decision.candidates[0].parts["ttft_s"]
     assert (before, after) == pytest.approx((0.2, 0.15))
     chosen.observe(RequestCancelled("first"), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("slo", "refused"),
-    [
-        (ServiceLevel(), False),
-        (ServiceLevel(ttft_s=0.11), False),
-        (ServiceLevel(ttft_s=0.09), True),
-        (ServiceLevel(tpot_s=0.0101), False),
-        (ServiceLevel(tpot_s=0.009), True),
-    ],
-)
-def test_what_would_break_its_objectives_is_refused_if_asked_for(slo: ServiceLevel, refused: bool) -> None:
-    """First token in 0.1 s, 10 ms a token; by default nobody is refused."""
-    fleet = Views([view(spec("a"))])
-    answer = policy("predicted", refuse_beyond_slo=1.0).plan(request(slo=slo), fleet, 0.0)
-    assert isinstance(answer, Reject) == refused
-    if isinstance(answer, Reject):
-        assert answer.infeasible_deadline
-        assert "objectives" in answer.reason
-    assert isinstance(policy("predicted").plan(request(slo=slo), fleet, 0.0), RoutePlan)
-    assert not isinstance(
-        policy("predicted", refuse_beyond_slo=3.0).plan(request(slo=slo), fleet, 0.0), Reject
-    )
 
 
 def test_a_pair_may_have_its_prefix_at_the_producer() -> None:

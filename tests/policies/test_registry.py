@@ -57,7 +57,10 @@ def test_there_is_a_sample_of_every_policy() -> None:
         ("[policy]\nname = 7", ["name is 7"]),
         (table("", "predictd"), ['unknown name "predictd"', 'did you mean "predicted"', "least_loaded"]),
         (table("", "zzz"), ['unknown name "zzz"', "Valid: dynamo, ", "predicted", "round_robin"]),
-        (table("max_prefil_queue = 4"), ['did you mean "max_prefill_queue"', "Valid: candidates"]),
+        (
+            table("max_prefil_queue = 4"),
+            ['did you mean "max_prefill_queue"', "Valid: bind_late_s, candidates"],
+        ),
         (table("zzzzzz = 4"), ['unknown key "zzzzzz". ', "ttft_weight"]),
         (table("ttft_weight = nan"), ["ttft_weight is nan", "from 0 to 1"]),
         (table("ttft_weight = inf"), ["ttft_weight is inf"]),

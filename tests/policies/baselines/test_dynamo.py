@@ -103,9 +103,16 @@ def two_tier(loads: dict[str, tuple[int, int]], blocks: int = 10) -> str:
 
 
 def test_two_tiers() -> None:
-    """The cases of the original: the share held is compared strictly, and load needs both gates."""
-    assert two_tier({"a": (0, 0), "b": (6, 4)}) == "b"
-    assert two_tier({"a": (0, 0), "b": (5, 4)}) == "a"
-    assert two_tier({"a": (0, 0), "b": (10, 40)}) == "a"
-    assert two_tier({"a": (0, 640), "b": (10, 704)}) == "b"
-    assert two_tier({"a": (0, 640), "b": (10, 705)}) == "a"
+    """Half of the prompt held is not above half, 7 of 10 blocks are. A spread of 33 above nobody shifts to
+    load, one of 32 does not; neither does one of 50 while 550 are no more than 1.1 times 500."""
+    assert two_tier({"a": (0, 0), "b": (7, 3)}) == "b"
+    assert two_tier({"a": (0, 0), "b": (5, 3)}) == "a"
+    assert two_tier({"a": (0, 0), "b": (10, 32)}) == "b"
+    assert two_tier({"a": (0, 0), "b": (10, 33)}) == "a"
+    assert two_tier({"a": (0, 500), "b": (10, 550)}) == "b"
+    assert two_tier({"a": (0, 500), "b": (10, 551)}) == "a"
+
+
+def test_of_those_that_hold_most_the_least_loaded() -> None:
+    """Two hold 8 of 10 blocks, the idle one 6: the cache tier looks at the most held alone."""
+    assert two_tier({"a": (8, 9), "b": (6, 0), "c": (8, 4)}) == "c"
