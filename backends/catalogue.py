@@ -72,6 +72,21 @@ def load_fleet(name_or_path: str | Path) -> Fleet:
     return Fleet(top.text("name", path.stem), tuple(backends))
 
 
+def engine_backend(
+    backend: str, profile: str, overrides: Mapping[str, Any], unknown: str, where: str
+) -> BackendSpec:
+    """The spec of one backend whose engine does not tell it; raise ConfigError naming the field.
+
+    `profile` is a name or the path of a .toml file; without one, the text `unknown` stands in. `overrides`
+    are those of a fleet's entry.
+    """
+    try:
+        text = _profile_text(profile, Path()) if profile else unknown
+        return parse_profile(text, _plain_name(profile), _overlay(overrides), link_table()).backend(backend)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}") from error
+
+
 def _backends(entry: object, where: str, folder: Path) -> list[BackendSpec]:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where} must be a table; write [[backend]].")

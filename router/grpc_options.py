@@ -38,7 +38,7 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         # Keeps pinging while no call is open; a connection may be idle when its peer dies.
         ("grpc.keepalive_permit_without_calls", 1),
         # The default admits one ping in five minutes and would cut off our own channels.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_MS),
         # Without it a second server binds the same port, and clients reach either of them by chance.
         ("grpc.so_reuseport", 0),
         # For the handshake of HTTP/2: a connection that never speaks is held for a minute by default, and

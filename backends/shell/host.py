@@ -1,15 +1,15 @@
-"""One worker: a pure WorkerMachine, its clock, its lanes, its pulls.
+"""One worker as lanes and peers see it: whatever computes (port.py), its lanes, its pulls.
 
-Commands of all lanes go to the machine, its events go back to the lanes they belong to. Every incarnation
-is a new machine; nothing of the one before survives, as after a restart of a real worker.
+Commands of all lanes go to the worker, its events go back to the lanes they belong to. Every incarnation
+is a new one; nothing of the one before survives, as after a restart of a real worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Sequence as Rows
+from contextlib import aclosing
 from itertools import count
 from typing import Final, assert_never
 from uuid import uuid4
@@ -35,11 +35,9 @@ from backends.models.messages import (
     WorkerCommand,
     WorkerEvent,
 )
-from backends.models.tokens import kv_fingerprint
-from backends.models.worker import WorkerMachine
 from backends.shell import wire
-from backends.shell.clock import MachineClock
 from backends.shell.lane import Custody, Lane, Sequence, custody_of
+from backends.shell.port import Boot, SendChunk
 from backends.shell.pull import KVPuller
 from backends.shell.status import CallFailedError
 from router.errors import Code, Reason
@@ -55,30 +53,26 @@ MAX_SEQUENCES: Final = 65_536
 class WorkerHost:
     """A worker as lanes and peers see it. Belongs to the loop it was made in.
 
-    `source` is the host:port that its KV is pulled from. Raises ConfigError for an impossible spec.
+    `boot` makes its incarnations; `source` is the host:port that its KV is pulled from. Raises ConfigError
+    for an impossible spec.
     """
 
-    def __init__(self, spec: BackendSpec, seed: int, source: str, puller: KVPuller) -> None:
+    def __init__(self, spec: BackendSpec, boot: Boot, source: str, puller: KVPuller) -> None:
         self.spec = spec
         self._source = source
         self.incarnation = ""
-        self._seed = seed
+        self._make = boot
         self._puller = puller
         self._loop = asyncio.get_running_loop()
         self._draining = False
         self._lanes: set[Lane] = set()
-        # Goes on over incarnations: the answer of a pull that outlived its machine finds no key.
+        # Goes on over incarnations: the answer of a pull that outlived its worker finds no key.
         self._keys = count(1)
         self._boot()
 
     def _boot(self) -> None:
         self.incarnation = uuid4().hex
-        rng = random.Random(f"{self._seed}/{self.spec.id}")
-        now = self._loop.time()
-        self._machine = WorkerMachine(self.spec, self.incarnation, rng, now, source=self._source)
-        self._clock: MachineClock[WorkerCommand, WorkerEvent] = MachineClock(
-            self._machine, self._deliver, self._crashed
-        )
+        self._worker = self._make(self.spec, self.incarnation, self._source, self._deliver, self._crashed)
         self._sequences: dict[int, Sequence] = {}
         self._held: dict[Custody, Sequence] = {}
         self._pulls: dict[int, asyncio.Task[None]] = {}
@@ -98,7 +92,7 @@ class WorkerHost:
 
     def snapshot(self) -> BackendSnapshot:
         """The worker's account of itself at this time."""
-        return self._machine.snapshot(self._loop.time())
+        return self._worker.snapshot(self._loop.time())
 
     def drain(self) -> None:
         """Refuse new work from now on; what runs goes on."""
@@ -110,11 +104,11 @@ class WorkerHost:
         self._boot()
 
     def close(self) -> None:
-        """Stop the clock and all work, and end the lanes."""
+        """Stop all work, and end the lanes."""
         self._shut_down("the worker was closed. Use another one.")
 
     def _shut_down(self, message: str) -> None:
-        self._clock.close()
+        self._worker.close()
         for task in self._pulls.values():
             task.cancel()
         for _, answer in self._serves.values():
@@ -168,7 +162,7 @@ class WorkerHost:
         return worker_pb2.LaneResponse(welcome=greeting, load=self._load(now))
 
     def _load(self, now: Seconds) -> common_pb2.LoadReport:
-        return load_to_proto(self._machine.snapshot(now))
+        return load_to_proto(self._worker.snapshot(now))
 
     # --- commands ---
 
@@ -176,9 +170,8 @@ class WorkerHost:
         """Commands of one message, in order. Raises CallFailedError when the router breaks the protocol."""
         if lane not in self._lanes:
             return  # the worker restarted under the lane, which is ending
-        machine_commands = [made for command in commands if (made := self._command(lane, command))]
-        self._clock.handle(machine_commands)
-        lane.wake()  # commands refused here leave events that the machine knows nothing of
+        self._worker.handle([made for command in commands if (made := self._command(lane, command))])
+        lane.wake()  # commands refused here leave events that the worker knows nothing of
 
     def _command(self, lane: Lane, command: worker_pb2.Command) -> WorkerCommand | None:
         match command.WhichOneof("command"):
@@ -212,14 +205,12 @@ class WorkerHost:
             raise wire.RefusedCommandError(f"over {MAX_SEQUENCES} sequences", FailReason.CAPACITY)
 
     def _admit(self, lane: Lane, command: worker_pb2.StartPrefill | worker_pb2.StartDecode) -> WorkerCommand:
-        answer = wire.answer_to(command.request, self.spec)
-        sequence = Sequence(next(self._keys), lane, command.seq, answer.prompt_fp, answer.seed)
+        sequence = Sequence(next(self._keys), lane, command.seq)
         made: WorkerCommand
         if isinstance(command, worker_pb2.StartPrefill):
-            made = wire.run_prefill(sequence.key, command, answer)
-            sequence.kv_arrived(kv_fingerprint(answer.prompt_fp))
+            made = self._worker.prefill(sequence.key, command)
         else:
-            made = wire.run_decode(sequence.key, command, answer, self._loop.time())
+            made = self._worker.decode(sequence.key, command, self._loop.time())
         lane.sequences[command.seq] = self._sequences[sequence.key] = sequence
         return made
 
@@ -233,7 +224,7 @@ class WorkerHost:
     def _stop(self, sequences: Rows[Sequence]) -> None:
         for sequence in sequences:
             self._forget(sequence)
-        self._clock.handle([Stop(sequence.key) for sequence in sequences])
+        self._worker.handle([Stop(sequence.key) for sequence in sequences])
 
     def _release(self, kv: common_pb2.KVHandle) -> Release:
         try:
@@ -259,7 +250,7 @@ class WorkerHost:
 
     # --- KV for peers ---
 
-    async def serve_kv(self, proto: common_pb2.KVHandle, consumer: str) -> KVServed:
+    async def serve_kv(self, proto: common_pb2.KVHandle, consumer: str, send: SendChunk) -> KVServed:
         """Hand KV over to a peer. Raises CallFailedError when refused. Cancelling aborts it."""
         try:
             handle = wire.handle_in(proto, self._loop.time())
@@ -267,15 +258,18 @@ class WorkerHost:
             raise CallFailedError(Code.INVALID_ARGUMENT, FailReason.INVALID.upper(), str(error)) from error
         pull = next(self._keys)
         answer: asyncio.Future[KVServed] = self._loop.create_future()
-        serves = self._serves  # an incarnation's own
+        serves, worker = self._serves, self._worker  # an incarnation's own
         serves[pull] = handle, answer
-        self._clock.handle([ServeKV(pull, handle, consumer)])
+        worker.handle([ServeKV(pull, handle, consumer)])
         try:
+            async with aclosing(worker.chunks(pull)) as chunks:
+                async for chunk in chunks:
+                    await send(chunk)
             return await answer
         finally:
             if serves.pop(pull, None) is not None and serves is self._serves:
                 self._forget_held(handle)
-                self._clock.handle([AbortServe(pull)])
+                self._worker.handle([AbortServe(pull)])
 
     # --- events ---
 
@@ -309,10 +303,10 @@ class WorkerHost:
 
     def _tokens(self, step: StepTokens) -> None:
         sequences = self._sequences
-        for key, index in zip(step.keys, step.indices, strict=True):
+        for key, index, token in zip(step.keys, step.indices, step.tokens, strict=True):
             sequence = sequences.get(key)
-            if sequence is not None and sequence.stream is not None:
-                sequence.lane.outbox.token(sequence.seq, sequence.stream.token(index), index)
+            if sequence is not None:
+                sequence.lane.outbox.token(sequence.seq, token, index)
 
     def _phase_event(
         self, sequence: Sequence, event: PrefillFinished | KVTaken | DecodeFinished | Failed
@@ -352,16 +346,17 @@ class WorkerHost:
 
     def _pull(self, event: PullKV) -> None:
         if event.key not in self._sequences:
-            return  # stopped within the same batch of commands: the machine has forgotten it as well
+            return  # stopped within the same batch of commands: the worker has forgotten it as well
+        worker = self._worker
 
         def answer(result: KVArrived | KVPullFailed) -> None:
             self._pulls.pop(event.key, None)
-            sequence = self._sequences.get(event.key)
-            if sequence is not None and isinstance(result, KVArrived):
-                sequence.kv_arrived(result.fingerprint)
-            self._clock.handle([result])
+            worker.handle([result])
 
-        self._pulls[event.key] = self._puller.start(event.key, event.kv, self.spec.id, answer)
+        async def store(chunk: bytes) -> None:
+            await worker.store(event.key, chunk)
+
+        self._pulls[event.key] = self._puller.start(event.key, event.kv, self.spec.id, answer, store)
 
 
 def _broken(what: str) -> CallFailedError:

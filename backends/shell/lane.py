@@ -16,7 +16,6 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from polyphase.v1 import common_pb2, worker_pb2
 
-from backends.models.tokens import TokenStream
 from backends.shell.outbox import Outbox
 from backends.shell.status import CallFailedError
 from router.errors import Code, Reason
@@ -44,17 +43,9 @@ class Sequence:
     key: int
     lane: Lane
     seq: int
-    prompt_fp: int
-    seed: int
-    stream: TokenStream | None = None
-    """None until the KV that the tokens depend on has arrived."""
     held: Custody | None = None
     """KV that waits for a peer."""
     held_until: Seconds = 0.0
-
-    def kv_arrived(self, fingerprint: int) -> None:
-        """Tokens come from the KV that was received, whatever was asked for."""
-        self.stream = TokenStream(self.prompt_fp, fingerprint, self.seed)
 
 
 class Commands(Protocol):

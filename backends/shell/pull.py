@@ -21,7 +21,9 @@ import grpc.aio
 from polyphase.v1 import worker_pb2
 
 from backends.models.messages import FailReason, KVArrived, KVPullFailed
+from backends.shell.port import StoreChunk
 from backends.shell.status import reason_of
+from backends.shell.wire import RefusedCommandError
 from router.address import AddressRules, HostPort, parse_host_port
 from router.grpc_options import MAX_MESSAGE_BYTES, channel_options
 from router.model import KVHandle, Seconds
@@ -56,10 +58,18 @@ class KVPuller:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(
-        self, key: int, handle: KVHandle, consumer: str, answer: Callable[[Answer], None]
+        self,
+        key: int,
+        handle: KVHandle,
+        consumer: str,
+        answer: Callable[[Answer], None],
+        store: StoreChunk | None = None,
     ) -> asyncio.Task[None]:
-        """Pull; `answer` is called once unless the task is cancelled, which frees the producer's copy."""
-        task = asyncio.create_task(self._run(key, handle, consumer, answer))
+        """Pull; `answer` is called once unless the task is cancelled, which frees the producer's copy.
+
+        `store` takes the KV, part by part; without it, it is dropped.
+        """
+        task = asyncio.create_task(self._run(key, handle, consumer, answer, store))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -74,12 +84,19 @@ class KVPuller:
         for producer in producers:
             await producer.channel.close()
 
-    async def _run(self, key: int, handle: KVHandle, consumer: str, answer: Callable[[Answer], None]) -> None:
+    async def _run(
+        self,
+        key: int,
+        handle: KVHandle,
+        consumer: str,
+        answer: Callable[[Answer], None],
+        store: StoreChunk | None,
+    ) -> None:
         started_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(PULL_TIMEOUT_S):
-                final = await self._pull(handle, consumer)
-        except _PullError as error:
+                final = await self._pull(handle, consumer, store)
+        except (_PullError, RefusedCommandError) as error:
             answer(KVPullFailed(key, error.reason, str(error)))
         except TimeoutError:
             answer(KVPullFailed(key, FailReason.KV_TRANSFER, f"the pull took over {PULL_TIMEOUT_S:g} s"))
@@ -90,11 +107,13 @@ class KVPuller:
             took_s = asyncio.get_running_loop().time() - started_at
             answer(KVArrived(key, final.bytes, took_s, final.fingerprint))
 
-    async def _pull(self, handle: KVHandle, consumer: str) -> worker_pb2.PullKVResponse:
+    async def _pull(
+        self, handle: KVHandle, consumer: str, store: StoreChunk | None
+    ) -> worker_pb2.PullKVResponse:
         producer = await self._producer(handle.source)
         producer.pulls += 1
         try:
-            return await _call(producer.channel, handle, consumer)
+            return await _call(producer.channel, handle, consumer, store)
         except grpc.aio.AioRpcError as error:
             raise _PullError(_reason(error), f"{error.code().name}: {error.details()}") from error
         finally:
@@ -129,7 +148,9 @@ class _PullError(Exception):
         self.reason = reason
 
 
-async def _call(channel: grpc.aio.Channel, handle: KVHandle, consumer: str) -> worker_pb2.PullKVResponse:
+async def _call(
+    channel: grpc.aio.Channel, handle: KVHandle, consumer: str, store: StoreChunk | None
+) -> worker_pb2.PullKVResponse:
     method = channel.unary_stream(
         _METHOD,
         request_serializer=worker_pb2.PullKVRequest.SerializeToString,
@@ -140,7 +161,10 @@ async def _call(channel: grpc.aio.Channel, handle: KVHandle, consumer: str) -> w
     try:
         final: worker_pb2.PullKVResponse | None = None
         async for message in call:
-            final = message  # a real worker writes each chunk into its cache; here the last says it all
+            if not message.chunk:
+                final = message
+            elif store is not None:
+                await store(message.chunk)
     finally:
         # A call that is dropped without cancel() goes on at the producer until the channel closes.
         call.cancel()

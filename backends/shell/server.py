@@ -1,4 +1,4 @@
-"""WorkerService for a whole fleet: many mock workers behind one port of one process.
+"""WorkerService for all workers of a process, behind one port.
 
 Both methods are registered by hand as stream handlers over raw bytes: grpc.aio waits for ever for the
 request of a unary handler, and a message that cannot be parsed must end in INVALID_ARGUMENT.
@@ -21,6 +21,8 @@ from polyphase.v1 import worker_pb2
 from backends.models.messages import FailReason
 from backends.shell.host import WorkerHost
 from backends.shell.lane import WRITE_TIMEOUT_S
+from backends.shell.mock_worker import MockBoot
+from backends.shell.port import Boot
 from backends.shell.pull import KVPuller
 from backends.shell.status import CallFailedError, abort
 from router.address import AddressRules, IPNetwork, parse_host_port
@@ -47,19 +49,19 @@ Handler = Callable[[Context], Awaitable[None]]
 Request = TypeVar("Request", worker_pb2.LaneRequest, worker_pb2.PullKVRequest)
 
 
-class MockFleetServer:
-    """A fleet of mock workers on one port; an async context manager.
+class WorkerServer:
+    """Workers on one port; an async context manager.
 
-    `listen` and `advertise` are host:port; port 0 takes a free one. `advertise` is the address by which
-    peers reach this process, by default the one it listens on. The same `seed` gives the same step noise.
-    Raises ConfigError when the fleet or an address cannot be used.
+    `boot` makes them. `listen` and `advertise` are host:port; port 0 takes a free one. `advertise` is the
+    address by which peers reach this process, by default the one it listens on. Raises ConfigError when the
+    fleet or an address cannot be used.
     """
 
     def __init__(
         self,
         specs: Sequence[BackendSpec],
+        boot: Boot,
         listen: str = "127.0.0.1:0",
-        seed: int = 0,
         advertise: str | None = None,
         allowed_networks: Sequence[IPNetwork] = LOOPBACK,
         first_message_timeout_s: Seconds = FIRST_MESSAGE_TIMEOUT_S,
@@ -67,8 +69,8 @@ class MockFleetServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._specs = _checked(specs)
+        self._boot = boot
         self._listen = listen
-        self._seed = seed
         self._advertise = advertise
         self._rules = AddressRules(tuple(allowed_networks))
         self._first_message_timeout_s = first_message_timeout_s
@@ -111,7 +113,7 @@ class MockFleetServer:
         self._heart = asyncio.create_task(self._beat())
 
     def _host(self, spec: BackendSpec) -> WorkerHost:
-        return WorkerHost(spec, self._seed, self.advertised, self._puller)
+        return WorkerHost(spec, self._boot, self.advertised, self._puller)
 
     async def stop(self, grace_s: Seconds) -> None:
         """Refuse new work, let what runs finish for up to `grace_s`, then close. KV still held is lost."""
@@ -193,13 +195,11 @@ class MockFleetServer:
             host.close_lane(lane)
 
     async def _pull_kv(self, context: Context) -> None:
-        final = await self._serve_pull(context)
-        # A real worker sends the cache in chunks before this. Here the bytes are a number: the link model
-        # has taken the time they need, and the fingerprint stands for what they would hold.
         try:
+            final = await self._serve_pull(context)
             await context.write(final.SerializeToString())
         except grpc.aio.BaseError:
-            return  # the peer left at the last moment; its KV is gone here, and it tells its router
+            return  # the peer left; its KV is gone here, and it tells its router
 
     async def _serve_pull(self, context: Context) -> worker_pb2.PullKVResponse:
         request = await self._first(context, worker_pb2.PullKVRequest)
@@ -210,8 +210,23 @@ class MockFleetServer:
                 FailReason.KV_STALE.upper(),
                 f"the KV's producer {request.kv.producer[:80]!r} is not here",
             )
-        served = await host.serve_kv(request.kv, request.consumer)
+
+        async def send(chunk: bytes) -> None:
+            await self._write_chunk(context, chunk)
+
+        served = await host.serve_kv(request.kv, request.consumer, send)
         return worker_pb2.PullKVResponse(fingerprint=served.fingerprint, bytes=served.moved_bytes)
+
+    async def _write_chunk(self, context: Context, chunk: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await context.write(worker_pb2.PullKVResponse(chunk=chunk).SerializeToString())
+        except TimeoutError:
+            raise CallFailedError(
+                Code.ABORTED,
+                FailReason.KV_TRANSFER.upper(),
+                f"the consumer took no KV for {self._write_timeout_s:g} s; the KV was freed",
+            ) from None
 
     async def _first(self, context: Context, kind: type[Request]) -> Request:
         try:
@@ -229,6 +244,32 @@ class MockFleetServer:
             return kind.FromString(message)
         except DecodeError as error:
             raise _invalid(f"the first message is no {kind.DESCRIPTOR.name}") from error
+
+
+class MockFleetServer(WorkerServer):
+    """A fleet of mock workers on one port. The same `seed` gives the same noise of their steps."""
+
+    def __init__(
+        self,
+        specs: Sequence[BackendSpec],
+        listen: str = "127.0.0.1:0",
+        seed: int = 0,
+        advertise: str | None = None,
+        allowed_networks: Sequence[IPNetwork] = LOOPBACK,
+        first_message_timeout_s: Seconds = FIRST_MESSAGE_TIMEOUT_S,
+        write_timeout_s: Seconds = WRITE_TIMEOUT_S,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        super().__init__(
+            specs,
+            MockBoot(seed),
+            listen,
+            advertise,
+            allowed_networks,
+            first_message_timeout_s,
+            write_timeout_s,
+            max_message_bytes,
+        )
 
 
 def _invalid(what: str) -> CallFailedError:
@@ -254,7 +295,6 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
         port = server.add_insecure_port(str(place))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"The mock fleet cannot listen on {listen!r}: {error}. Nothing was started. "
-            "Choose a free host:port."
+            f"The workers cannot listen on {listen!r}: {error}. Nothing was started. Choose a free host:port."
         ) from error
     return str(type(place)(place.host, port))

@@ -119,6 +119,7 @@ def run_decode(key: int, command: worker_pb2.StartDecode, answer: Answer, now: S
         raise RefusedCommandError(
             f"first_index {command.first_index} lies behind the answer's {answer.output_tokens} tokens"
         )
+    check_owner(command)
     return RunDecode(
         key=key,
         request_id=command.request.request_id,
@@ -133,6 +134,15 @@ def run_decode(key: int, command: worker_pb2.StartDecode, answer: Answer, now: S
 
 
 # --- KV handles ------------------------------------------------------------------------------------
+
+
+def check_owner(command: worker_pb2.StartDecode) -> None:
+    """Raise RefusedCommandError for the handle of another request: its KV is sound, and not this answer's."""
+    owner = command.kv.request_id
+    if owner != command.request.request_id:
+        raise RefusedCommandError(
+            f"the handle is of request {owner[:64]!r}; prefill again", FailReason.KV_STALE
+        )
 
 
 def handle_in(proto: common_pb2.KVHandle, now: Seconds) -> KVHandle:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry
 
-from router.config import DaemonConfig, PolicyChoice
+from router.config import DaemonConfig, PolicyChoice, StaticBackend
 from router.core.admission import Limits as CoreLimits
 from router.core.core import RouterCore
 from router.core.messages import Fact, PolicyOverran
@@ -24,17 +24,31 @@ from router.live.admin_rpc import CallLimits
 from router.live.driver import Driver
 from router.live.fleet_service import FleetChanges, FleetService, FleetTimes
 from router.live.flow import Flows
-from router.live.lane import LaneContext, LaneTimes
+from router.live.insight import Insight
+from router.live.lane import Lane, LaneContext, LaneTimes
 from router.live.lanes import LaneSet
+from router.live.pricing import Pricing, Solve
 from router.live.registry import Registry, RegistryRules
 from router.live.reload import Loaded, PolicyWatch, load
+from router.live.salts import salts_of
 from router.live.service import SERVICE_NAME, InferenceService, ServiceLimits
 from router.live.session import SessionLimits
+from router.live.shadow import Shadow, ShadowLimits
+from router.live.southbound import Opener
 from router.live.timed_policy import TimedPolicy
 from router.live.validate import Limits as RequestLimits
+from router.live.watched_policy import WatchedPolicy, Witness
 from router.model import Seconds
 from router.observe.metrics import Metrics
 from router.observe.record import Recorder
+
+
+def no_engines(backend: StaticBackend) -> Opener:
+    """The engines of a router that was given none."""
+    raise ConfigError(
+        f"backend {backend.id!r}: this program has no adapter for engines, {backend.engine!r} included; "
+        "the daemon does not start; reach the engine through a worker"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,10 @@ class PlugIns:
     """A policy by name and parameters. Raises ConfigError."""
     parse: Callable[[str], tuple[str, Mapping[str, object]]]
     """Name and parameters out of the text of a policy file. Raises ConfigError."""
+    engines: Callable[[StaticBackend], Opener] = no_engines
+    """How a backend with an engine is reached. Raises ConfigError."""
+    solve: Solve | None = None
+    """Works out prices for a policy that takes them; without it such a policy does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +86,27 @@ class Parts:
     watch: PolicyWatch | None
     """Of the policy file, if there is one."""
     recorder: Recorder | None
+    insight: Insight
+    """Explains decisions, and runs the shadow policy."""
+    pricing: Pricing | None
+    """Keeps the policy in prices, if there is a solver."""
+    backends: tuple[tuple[str, str, Opener], ...]
+    """Those of the configuration: id, address, and how to reach it."""
 
 
 class PolicySource:
     """Builds what [policy] asks for."""
 
     def __init__(
-        self, choice: PolicyChoice, plug_ins: PlugIns, seed: int, wrap: Callable[[Policy], Policy]
+        self,
+        choice: PolicyChoice,
+        plug_ins: PlugIns,
+        seed: int,
+        wrap: Callable[[Policy], Policy],
+        witnesses: Sequence[Witness] = (),
     ) -> None:
+        """`witnesses` see what the policy in force is asked and answers."""
+        self._witnesses = witnesses
         self._choice = choice
         self._plug_ins = plug_ins
         self._seed = seed
@@ -87,7 +118,7 @@ class PolicySource:
         if choice.file is not None:
             return load(choice.file, self.build)
         text = json.dumps({"name": choice.name, "params": dict(choice.params)}, default=str)
-        return Loaded(self._wrap(self._named(choice.name, choice.params)), text)
+        return Loaded(self._watched(choice.name, choice.params), text)
 
     def fallback(self) -> Policy:
         """The policy that decides when the other cannot be trusted. Raises ConfigError."""
@@ -96,7 +127,11 @@ class PolicySource:
     def build(self, text: str) -> Policy:
         """A policy from the text of a file. Raises ConfigError."""
         name, params = self._plug_ins.parse(text)
-        return self._wrap(self._named(name, params))
+        return self._watched(name, params)
+
+    def _watched(self, name: str, params: Mapping[str, object]) -> Policy:
+        inner = self._wrap(self._named(name, params))
+        return WatchedPolicy(inner, {"name": name, **params}, self._witnesses)
 
     def _named(self, name: str, params: Mapping[str, object]) -> Policy:
         # The same seed for every build: a replay that rebuilds a policy draws the same numbers.
@@ -129,7 +164,10 @@ def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
     def tell(fact: Fact) -> None:
         driver.tell(fact)  # what speaks to the driver is built before it
 
-    source = PolicySource(config.policy, plug_ins, seed, stopwatch(config, metrics, tell))
+    backends = static_backends(config, plug_ins)
+    insight = insight_of(config, plug_ins, metrics, seed)
+    timed = stopwatch(config, metrics, tell)
+    source = PolicySource(config.policy, plug_ins, seed, timed, insight.witnesses)
     first = source.first()
     core = RouterCore(first.policy, source.fallback(), plug_ins.models, core_limits(config))
     flows = Flows()
@@ -137,7 +175,9 @@ def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
     registry = Registry(lanes, tell, core.fleet.get, registry_rules(config))
     changes = FleetChanges()
     recorder = recorder_of(config, first, seed)
-    taps: list[Tap] = [metrics, registry, changes, *([recorder] if recorder is not None else [])]
+    taps: list[Tap] = [metrics, registry, changes, insight.records]
+    if recorder is not None:
+        taps.append(recorder)
     driver = Driver(core, flows, taps=taps, on_late=metrics.driver_lateness)
     driver.connect(lanes)
     return Parts(
@@ -146,7 +186,10 @@ def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
         lanes=lanes,
         registry=registry,
         service=InferenceService(
-            driver, service_limits(config), on_refused=lambda error: metrics.refused(error.reason)
+            driver,
+            service_limits(config),
+            salts=salts_of(config.prefixes.tenants_share, config.prefixes.secret_file),
+            on_refused=lambda error: metrics.refused(error.reason),
         ),
         fleet_service=FleetService(
             registry, core.fleet.get, changes, fleet_times(config), call_limits(config), learning
@@ -156,6 +199,40 @@ def assemble(config: DaemonConfig, plug_ins: PlugIns, seed: int) -> Parts:
         exposition=exposition,
         watch=watch_of(config, source, tell, metrics),
         recorder=recorder,
+        insight=insight,
+        pricing=pricing_of(plug_ins, core, driver, metrics),
+        backends=backends,
+    )
+
+
+def insight_of(config: DaemonConfig, plug_ins: PlugIns, metrics: Metrics, seed: int) -> Insight:
+    """What explains decisions. Raises ConfigError for a shadow policy that cannot be built."""
+    return Insight(shadow_of(config, plug_ins, metrics, seed), call_limits(config))
+
+
+def shadow_of(config: DaemonConfig, plug_ins: PlugIns, metrics: Metrics, seed: int) -> Shadow | None:
+    """The policy of [shadow], with the models of the live one. Raises ConfigError."""
+    chosen = config.shadow
+    if chosen.policy is None:
+        return None
+
+    def named(name: str, params: Mapping[str, object]) -> Policy:
+        return plug_ins.build(name, params, plug_ins.models, random.Random(f"{seed}/shadow"))
+
+    if chosen.file is not None:
+        policy = load(chosen.file, lambda text: named(*plug_ins.parse(text))).policy
+    else:
+        policy = named(chosen.policy, chosen.params)
+    return Shadow(policy, metrics, ShadowLimits(chosen.budget_s, chosen.share, chosen.max_behind))
+
+
+def static_backends(config: DaemonConfig, plug_ins: PlugIns) -> tuple[tuple[str, str, Opener], ...]:
+    """Every [[backend]], with the link it is reached by. Raises ConfigError for an engine set up wrongly."""
+    return tuple(
+        (backend.id, backend.url, plug_ins.engines(backend))
+        if backend.engine
+        else (backend.id, backend.address, Lane)
+        for backend in config.backend
     )
 
 
@@ -189,6 +266,13 @@ def watch_of(
     """Follows the policy file, if the configuration names one."""
     file = config.policy.file
     return None if file is None else PolicyWatch(file, source.build, tell, metrics.config_reloaded)
+
+
+def pricing_of(plug_ins: PlugIns, core: RouterCore, driver: Driver, metrics: Metrics) -> Pricing | None:
+    """Works out prices, if there is a solver; whether the policy takes any is seen when it is asked."""
+    if plug_ins.solve is None:
+        return None
+    return Pricing(core.price_problem, driver.tell, driver.now, plug_ins.solve, metrics)
 
 
 def recorder_of(config: DaemonConfig, first: Loaded, seed: int) -> Recorder | None:

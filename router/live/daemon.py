@@ -26,8 +26,9 @@ from router.config import DaemonConfig
 from router.core.messages import DrainStarted, RequestCancelled
 from router.errors import ConfigError, Reason
 from router.grpc_options import server_options
-from router.live.admin import HEALTH, admin_server
+from router.live.admin import HEALTH, Registrable, admin_server
 from router.live.assembly import Parts, PlugIns, assemble
+from router.live.decision_service import SERVICE_NAME as DECISIONS
 from router.live.exposition import exposed
 from router.live.fleet_service import SERVICE_NAME as FLEET
 from router.model import Seconds
@@ -91,7 +92,10 @@ class Daemon:
         async with AsyncExitStack() as stack:
             if parts.recorder is not None:
                 stack.push_async_callback(asyncio.to_thread, parts.recorder.close)
+            stack.push_async_callback(asyncio.to_thread, parts.insight.close)
             stack.callback(parts.driver.close)
+            if parts.pricing is not None:
+                stack.callback(parts.pricing.close)
             await stack.enter_async_context(parts.lanes)
             servers = await stack.enter_async_context(self._listening(parts))
             if self._handle_signals:
@@ -101,8 +105,8 @@ class Daemon:
     # --- serving ---
 
     async def _serve(self, parts: Parts, servers: Servers) -> None:
-        for backend in self._config.backend:
-            parts.registry.add_static(backend.id, backend.address)
+        for backend, address, opener in parts.backends:
+            parts.registry.add_static(backend, address, opener)
         async with asyncio.TaskGroup() as tasks:
             chores = [
                 tasks.create_task(_chore("sweep", lambda: _sweep(parts))),
@@ -110,6 +114,8 @@ class Daemon:
             ]
             if parts.watch is not None:
                 chores.append(tasks.create_task(_chore("policy watch", parts.watch.run)))
+            if parts.pricing is not None:
+                chores.append(tasks.create_task(_chore("pricing", parts.pricing.run)))
             await servers.data.start()
             await servers.admin.start()
             self.serving.set()
@@ -159,7 +165,8 @@ class Daemon:
         listen = self._config.listen
         data = grpc.aio.server(options=server_options(self._config.limits.max_request_bytes))
         parts.service.register(data)
-        admin = admin_server([parts.fleet_service, parts.health], [FLEET, HEALTH])
+        services: list[Registrable] = [parts.fleet_service, parts.insight.service, parts.health]
+        admin = admin_server(services, [FLEET, DECISIONS, HEALTH])
         try:
             data_at, admin_at = _bind(data, listen.data, "data"), _bind(admin, listen.admin, "admin")
             async with _metrics_server(listen.metrics, parts.exposition) as metrics_at:

@@ -19,6 +19,7 @@ from router.core.messages import (
     FinishRequest,
     NoteDecision,
     NotePolicyFault,
+    NotePreempted,
     NoteRetry,
     PrefillDone,
     ReleaseKV,
@@ -223,7 +224,7 @@ class Driver:
             case FailRequest(request_id):
                 if (flow := self.flows.remove(request_id)) is not None:
                     flow.sink.fail(action)
-            case NoteDecision() | NoteRetry() | NotePolicyFault():
+            case NoteDecision() | NoteRetry() | NotePreempted() | NotePolicyFault():
                 pass  # for the taps
             case _:
                 assert_never(action)

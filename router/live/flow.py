@@ -30,6 +30,10 @@ class Sink(Protocol):
         """Consecutive tokens; the indices of calls are consecutive too. `ids` is not empty."""
         ...
 
+    def text(self, epoch: int, first_index: int, text: str, ids: Sequence[int], count: int) -> None:
+        """Text of `count` consecutive tokens, with their ids or with none. A count of 0 adds to the last."""
+        ...
+
     def finish(self, report: Report) -> None:
         """The request ended well; nothing follows."""
         ...
@@ -136,6 +140,27 @@ class Flow:
             self._deliver(epoch, fresh, now)
             if known < len(ids) and first_index + len(ids) > self.max_new_tokens:
                 self._overrun(epoch)
+
+    def accept_text(
+        self, epoch: int, first_index: int, text: str, ids: Sequence[int], count: int, now: Seconds
+    ) -> None:
+        """Take one delta of an engine that answers in text, with the ids of its `count` tokens or with none.
+
+        All of it counts or nothing does: text cannot be cut at a token.
+        """
+        if epoch != self.epoch or first_index < self.next_index:
+            self.counts.duplicated += count
+        elif first_index > self.next_index:
+            self._skip(epoch, first_index)
+        elif first_index + count > self.max_new_tokens:
+            self._overrun(epoch)
+        else:
+            self.next_index += count
+            self.last_progress = now
+            self.counts.delivered += count
+            self.sink.text(epoch, first_index, text, ids, count)
+            if first_index == 0 and count > 0:
+                self.tell(FirstToken(self.request.id, epoch))
 
     def _deliver(self, epoch: int, fresh: Sequence[int], now: Seconds) -> None:
         if not fresh:

@@ -15,6 +15,7 @@ from polyphase.v1 import inference_pb2
 from router.core.messages import FailRequest
 from router.errors import PolyphaseError
 from router.live.outlet import Bell, Writer
+from router.live.runs import Run
 from router.live.status import RequestFailedError
 from router.live.wire import finished_to_proto
 from router.model import Report
@@ -29,14 +30,12 @@ class GenerateCall:
     __slots__ = (
         "_bell",
         "_earlier",
-        "_epoch",
         "_error",
         "_explain",
-        "_first_index",
-        "_ids",
         "_next_index",
         "_report",
         "_response",
+        "_run",
         "ended",
     )
 
@@ -45,12 +44,11 @@ class GenerateCall:
         self._bell = Bell(loop)
         self._explain = explain
         self._response = inference_pb2.GenerateResponse()
-        self._epoch = 0
-        self._first_index = 0
         self._next_index = 0
-        self._ids: list[int] = []
-        self._earlier: deque[tuple[int, int, list[int]]] = deque()
-        """Runs of attempts before the current one: a chunk names one epoch."""
+        self._run: Run | None = None
+        """What the next message takes, once the earlier ones are out."""
+        self._earlier: deque[Run] = deque()
+        """Runs that the current one cannot go on: of attempts before it, and of another kind."""
         self._report: Report | None = None
         self._error: PolyphaseError | None = None
         self.ended = False
@@ -60,10 +58,21 @@ class GenerateCall:
 
     def tokens(self, epoch: int, first_index: int, ids: Sequence[int]) -> None:
         """Keep tokens for the next message."""
-        if epoch != self._epoch or not self._ids:
-            self._begin_run(epoch, first_index)
-        self._ids.extend(ids)
+        run = self._run
+        if run is None or epoch != run.epoch or run.texts:
+            self._begin_run(epoch, first_index).ids.extend(ids)
+        else:
+            run.ids.extend(ids)
         self._next_index = first_index + len(ids)
+        self._bell.ring()
+
+    def text(self, epoch: int, first_index: int, text: str, ids: Sequence[int], count: int) -> None:
+        """Keep text for the next message."""
+        run = self._run
+        if run is None or not run.takes(epoch, ids, count):
+            run = self._begin_run(epoch, first_index)
+        run.add(text, ids, count)
+        self._next_index = first_index + count
         self._bell.ring()
 
     def finish(self, report: Report) -> None:
@@ -78,12 +87,11 @@ class GenerateCall:
         self._error = RequestFailedError(action, self._next_index)
         self._bell.ring()
 
-    def _begin_run(self, epoch: int, first_index: int) -> None:
-        if self._ids:
-            self._earlier.append((self._epoch, self._first_index, self._ids))
-            self._ids = []
-        self._epoch = epoch
-        self._first_index = first_index
+    def _begin_run(self, epoch: int, first_index: int) -> Run:
+        if self._run is not None:
+            self._earlier.append(self._run)
+        self._run = Run(epoch, first_index, [])
+        return self._run
 
     # --- call ---
 
@@ -92,7 +100,7 @@ class GenerateCall:
         finished = False
         while not finished:
             await self._bell.wait()
-            while not finished and (self._ids or self._earlier or self._report is not None):
+            while not finished and (self._run is not None or self._report is not None):
                 message, finished = self._take()
                 await writer.write(message)
             if self._error is not None:
@@ -101,23 +109,27 @@ class GenerateCall:
     def _take(self) -> tuple[bytes, bool]:
         """The next message, and whether it is the last one."""
         response = self._response
-        if self._ids or self._earlier:
-            epoch, first_index, ids = self._take_run()
+        if (run := self._take_run()) is not None:
             chunk = response.tokens
-            chunk.epoch = epoch
-            chunk.first_index = first_index
-            chunk.ids[:] = ids
+            chunk.epoch = run.epoch
+            chunk.first_index = run.first_index
+            chunk.ids[:] = run.ids
+            chunk.text = run.text
+            chunk.pieces = run.pieces
         else:
             response.ClearField("tokens")
-        is_last = self._report is not None and not self._ids and not self._earlier
+        is_last = self._report is not None and self._run is None
         if is_last and self._report is not None:
             response.finished.CopyFrom(finished_to_proto(self._report, self._explain))
         return response.SerializeToString(), is_last
 
-    def _take_run(self) -> tuple[int, int, list[int]]:
+    def _take_run(self) -> Run | None:
         if self._earlier:
             return self._earlier.popleft()
-        run = (self._epoch, self._first_index, self._ids[:IDS_PER_MESSAGE])
-        del self._ids[:IDS_PER_MESSAGE]
-        self._first_index += len(run[2])
+        run, self._run = self._run, None
+        if run is None or len(run.ids) <= IDS_PER_MESSAGE:
+            return run
+        rest = Run(run.epoch, run.first_index + IDS_PER_MESSAGE, run.ids[IDS_PER_MESSAGE:])
+        del run.ids[IDS_PER_MESSAGE:]
+        self._run = rest
         return run

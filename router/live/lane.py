@@ -70,6 +70,11 @@ class LaneTimes:
     max_queued_commands: int = 8192
     max_queued_bytes: int = 64 << 20
 
+    def backoff_s(self, failures: int, rng: random.Random) -> Seconds:
+        """The wait before the next attempt to connect: doubles with each failure in a row, with jitter."""
+        base = self.backoff_min_s * 2.0 ** min(max(failures - 1, 0), 32)
+        return min(base, self.backoff_max_s) * rng.uniform(1.0 - _JITTER, 1.0 + _JITTER)
+
 
 def _anything(spec: BackendSpec) -> object:
     return spec
@@ -175,11 +180,7 @@ class Lane:
             # A worker that greets and breaks at once must not be called every few milliseconds.
             failures = 0 if self._now() - began > self._times.backoff_max_s else failures + 1
             self._note(why)
-            await asyncio.sleep(self._backoff(failures))
-
-    def _backoff(self, failures: int) -> Seconds:
-        base = self._times.backoff_min_s * 2.0 ** min(max(failures - 1, 0), 32)
-        return min(base, self._times.backoff_max_s) * self._context.rng.uniform(1.0 - _JITTER, 1.0 + _JITTER)
+            await asyncio.sleep(self._times.backoff_s(failures, self._context.rng))
 
     def _note(self, why: str) -> None:
         """Log a trouble when it is new: a worker that is away for an hour is one line, not thousands."""

@@ -15,9 +15,11 @@ from polyphase.v1 import common_pb2, worker_pb2
 
 from router import wire
 from router.core.messages import (
+    MAX_BLOCKS_A_FACT,
     BackendReported,
     DecodeDone,
     Fact,
+    KVBlocksChanged,
     KVMoved,
     PhaseFailed,
     PrefillDone,
@@ -169,6 +171,15 @@ class LaneWork:
             self._take_event(event, now)
         if frame.HasField("load"):
             self._take_load(frame.load, now)
+        if frame.HasField("kv_blocks"):
+            self._take_blocks(frame.kv_blocks)
+
+    def _take_blocks(self, blocks: worker_pb2.KVBlocks) -> None:
+        if max(len(blocks.stored), len(blocks.removed)) > MAX_BLOCKS_A_FACT:
+            raise BrokenFrameError(f"a frame has more than {MAX_BLOCKS_A_FACT} stored or removed KV blocks")
+        backend, boot = self._peer.backend, self._peer.incarnation
+        stored, removed = tuple(blocks.stored), tuple(blocks.removed)
+        self._tell(KVBlocksChanged(backend, boot, stored, removed, blocks.cleared))
 
     def _take_tokens(
         self, seqs: Sequence[int], tokens: Sequence[int], indices: Sequence[int], now: Seconds

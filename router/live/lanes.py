@@ -1,7 +1,8 @@
-"""All lanes: carries the core's actions to the workers they name.
+"""All links to backends: carries the core's actions to the backends they name.
 
-Satisfies `driver.Lanes`. It owns one task per lane and nothing else: which lanes there are is the
-registry's business, what becomes of a request is the core's.
+Satisfies `driver.Lanes`. It owns one task per link and nothing else: which links there are is the
+registry's business, what becomes of a request is the core's. A link is a lane to a worker unless its opener
+says otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from router.core.messages import PhaseFailed, ReleaseKV, StartDecode, StartPrefi
 from router.errors import Reason
 from router.live.flow import Flow
 from router.live.lane import Lane, LaneContext
-from router.live.lane_work import LaneWork
+from router.live.southbound import Link, Opener, Work
 from router.model import Phase
 
 
@@ -23,7 +24,7 @@ class LaneSet:
 
     def __init__(self, context: LaneContext) -> None:
         self._context = context
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
@@ -32,11 +33,11 @@ class LaneSet:
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.gather(*(self.remove(backend) for backend in tuple(self._lanes)))
 
-    def add(self, backend: str, address: str) -> Lane:
-        """Open a lane and keep it open. The id must be free."""
+    def add(self, backend: str, address: str, opener: Opener = Lane) -> Link:
+        """Open a link and keep it open. The id must be free."""
         if backend in self._lanes:
             raise ValueError(f"there is a lane to {backend!r} already")
-        lane = Lane(backend, address, self._context)
+        lane = opener(backend, address, self._context)
         self._lanes[backend] = lane
         self._tasks[backend] = asyncio.create_task(lane.run(), name=f"lane-{backend}")
         return lane
@@ -50,11 +51,11 @@ class LaneSet:
         task.cancel()
         await asyncio.wait([task])
 
-    def get(self, backend: str) -> Lane | None:
+    def get(self, backend: str) -> Link | None:
         """One lane by backend id."""
         return self._lanes.get(backend)
 
-    def __iter__(self) -> Iterator[Lane]:
+    def __iter__(self) -> Iterator[Link]:
         """The lanes at this time, in order of joining."""
         return iter(tuple(self._lanes.values()))
 
@@ -89,7 +90,7 @@ class LaneSet:
         if (work := self._work(action.backend)) is not None:
             work.release_kv(action.kv, asyncio.get_running_loop().time())
 
-    def _work(self, backend: str) -> LaneWork | None:
+    def _work(self, backend: str) -> Work | None:
         lane = self._lanes.get(backend)
         return None if lane is None else lane.work
 

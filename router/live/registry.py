@@ -21,6 +21,7 @@ from router.core.messages import BackendCordoned, BackendJoined, BackendRemoved,
 from router.errors import CallerError, CapacityError, Reason, Violation
 from router.live.lane import Lane
 from router.live.lanes import LaneSet
+from router.live.southbound import Link, Opener
 from router.model import BackendState, BackendView, Seconds
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ class Member:
     id: str
     address: str
     is_static: bool
-    lane: Lane
+    lane: Link
+    opener: Opener = Lane
+    """How its link is opened."""
     registration: Registration | None = None
     """The open stream by which it registered."""
     unregistered_since: Seconds = 0.0
@@ -114,8 +117,8 @@ class Registry:
         self._rules = rules
         self._resolver = resolver
         self._members: dict[str, Member] = {}
-        self._drained: dict[str, str | None] = {}
-        """Backends an operator drained, until the cordon is undone; with the address of static ones."""
+        self._drained: dict[str, tuple[str, Opener] | None] = {}
+        """Backends an operator drained, until the cordon is undone; with the place of static ones."""
         self._now = asyncio.get_running_loop().time
         self._changing = asyncio.Lock()
         self._resolving = asyncio.Semaphore(_RESOLVING)
@@ -133,9 +136,9 @@ class Registry:
 
     # --- joining ---
 
-    def add_static(self, backend: str, address: str) -> None:
+    def add_static(self, backend: str, address: str, opener: Opener = Lane) -> None:
         """A backend of the configuration. Its address is the operator's word and is not judged."""
-        self._add(backend, address, is_static=True)
+        self._add(backend, address, is_static=True, opener=opener)
 
     async def register(self, backend: str, address: str) -> Registration:
         """A worker announces itself at host:port. Raises PolyphaseError when it may not join.
@@ -201,8 +204,8 @@ class Registry:
         known.address, known.lane = pinned, self._lanes.add(backend, pinned)
         return known
 
-    def _add(self, backend: str, address: str, is_static: bool) -> Member:
-        member = Member(backend, address, is_static, self._lanes.add(backend, address))
+    def _add(self, backend: str, address: str, is_static: bool, opener: Opener = Lane) -> Member:
+        member = Member(backend, address, is_static, self._lanes.add(backend, address, opener), opener)
         self._members[backend] = member
         return member
 
@@ -253,9 +256,9 @@ class Registry:
     def cordon(self, backend: str, undo: bool) -> BackendState:
         """No new work for a backend, or (undo) work again, also for one that was drained."""
         if undo and backend in self._drained:
-            address = self._drained.pop(backend)
-            if address is not None:
-                self._add(backend, address, is_static=True)
+            place = self._drained.pop(backend)
+            if place is not None:
+                self.add_static(backend, *place)
             return BackendState.CONNECTING
         member = self._known(backend)
         member.cordoned, member.draining, member.leaving = not undo, False, False
@@ -279,7 +282,7 @@ class Registry:
             text = f"the drain of {backend} was given up: its cordon was undone; the backend stays"
             raise CallerError(Reason.CANCELLED, text)
         if left == 0 and self._members.get(backend) is member:
-            self._drained[backend] = member.address if member.is_static else None
+            self._drained[backend] = (member.address, member.opener) if member.is_static else None
             await self.remove(backend)
         return left
 

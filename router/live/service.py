@@ -24,6 +24,7 @@ from router.live.flow import Flow, Sink
 from router.live.generate import GenerateCall
 from router.live.outlet import ClientGoneError, Writer, first_message
 from router.live.parse import generate_request, plan_request
+from router.live.salts import PrefixSalts
 from router.live.session import Session, SessionLimits
 from router.live.status import RequestFailedError, abort
 from router.live.validate import Limits, mint_id, validate
@@ -68,12 +69,16 @@ class InferenceService:
         limits: ServiceLimits | None = None,
         *,
         mint: Callable[[], str] = mint_id,
+        salts: PrefixSalts | None = None,
         on_refused: Callable[[PolyphaseError], None] = _ignore,
     ) -> None:
-        """`mint` makes request ids. `on_refused` hears of calls and requests that never reached the core."""
+        """`mint` makes request ids; `salts` keeps tenants apart in the prefix cache.
+
+        `on_refused` hears of calls and requests that never reached the core."""
         self._driver = driver
         self._limits = limits if limits is not None else ServiceLimits()
         self._mint = mint
+        self._salts = salts
         self._on_refused = on_refused
         self._sessions: set[Session] = set()
         self._calls = 0
@@ -105,7 +110,12 @@ class InferenceService:
         """Validate and open a request. Raises PolyphaseError; afterwards the sink hears of its end."""
         driver = self._driver
         request = validate(
-            payload, driver.now(), self._limits.request, time_remaining_s=left_s, mint=self._mint
+            payload,
+            driver.now(),
+            self._limits.request,
+            time_remaining_s=left_s,
+            mint=self._mint,
+            salts=self._salts,
         )
         if driver.flows.prompt_tokens + request.prompt_tokens > self._limits.live_prompt_tokens:
             raise self._too_much(f"{self._limits.live_prompt_tokens} prompt tokens", "request")
@@ -166,6 +176,7 @@ class InferenceService:
             self._limits.request,
             time_remaining_s=context.time_remaining(),
             mint=self._mint,
+            salts=self._salts,
         )
         answer = plan_to_proto(self._driver.plan(request))
         writer = Writer(context, self._limits.write_s, asyncio.get_running_loop())

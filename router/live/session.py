@@ -19,6 +19,7 @@ from router.errors import CallerError, CapacityError, PolyphaseError, Reason
 from router.live.flow import Flow, Sink
 from router.live.outlet import Bell, ClientGoneError, Writer
 from router.live.parse import session_request, two_prompts
+from router.live.runs import Run
 from router.live.status import RequestFailedError, failure_to_proto
 from router.live.wire import finished_to_proto
 from router.model import Report, Seconds
@@ -71,9 +72,8 @@ class SessionStream:
     """The sink of one request of a session."""
 
     __slots__ = (
-        "_epoch",
-        "_ids",
         "_next_index",
+        "_run",
         "_session",
         "_turn",
         "ended",
@@ -84,8 +84,7 @@ class SessionStream:
 
     def __init__(self, session: Session, number: int, explain: bool) -> None:
         self._session = session
-        self._epoch = 0
-        self._ids: list[int] = []
+        self._run = Run(0, 0, [])
         self._next_index = 0
         self._turn = -1
         self.number = number
@@ -95,16 +94,29 @@ class SessionStream:
 
     def tokens(self, epoch: int, first_index: int, ids: Sequence[int]) -> None:
         """Keep tokens for the next message: in the run they continue, or in a new one."""
-        session = self._session
-        if self._turn == session.turn and epoch == self._epoch:
-            self._ids.extend(ids)
+        run = self._run
+        if self._turn == self._session.turn and epoch == run.epoch and not run.texts:
+            run.ids.extend(ids)
         else:
-            self._turn = session.turn
-            self._epoch = epoch
-            self._ids = list(ids)
-            session.begin_run(self.number, epoch, first_index, self._ids)
-        self._next_index = first_index + len(ids)
-        session.unsent_tokens += len(ids)
+            self._begin_run(Run(epoch, first_index, list(ids)))
+        self._count(first_index, len(ids))
+
+    def text(self, epoch: int, first_index: int, text: str, ids: Sequence[int], count: int) -> None:
+        """Keep text for the next message: in the run it continues, or in a new one."""
+        if self._turn != self._session.turn or not self._run.takes(epoch, ids, count):
+            self._begin_run(Run(epoch, first_index, []))
+        self._run.add(text, ids, count)
+        self._count(first_index, count)
+
+    def _begin_run(self, run: Run) -> None:
+        self._turn = self._session.turn
+        self._run = run
+        self._session.begin_run(self.number, run)
+
+    def _count(self, first_index: int, count: int) -> None:
+        session = self._session
+        self._next_index = first_index + count
+        session.unsent_tokens += count
         if session.unsent_tokens > session.limits.unsent_tokens:
             session.overflow()
 
@@ -133,7 +145,7 @@ class Session:
         self._writer = Writer(context, write_limit_s, loop)
         self._streams: dict[int, SessionStream] = {}
         """In use: from the start until the end is in a message, so that a client can tell old from new."""
-        self._runs: list[tuple[int, int, int, list[int]]] = []
+        self._runs: list[tuple[int, Run]] = []
         self._ends: deque[tuple[int, SessionStream | None, Outcome]] = deque()
         self._input_over = False
         self._draining = False
@@ -169,11 +181,11 @@ class Session:
 
     # --- for streams ---
 
-    def begin_run(self, number: int, epoch: int, first_index: int, ids: list[int]) -> None:
-        """Put a run into the next message; its tokens may grow until then."""
+    def begin_run(self, number: int, run: Run) -> None:
+        """Put a run into the next message; it may grow until then."""
         if not self._runs:
             self._bell.ring()
-        self._runs.append((number, epoch, first_index, ids))
+        self._runs.append((number, run))
 
     def end(self, stream: SessionStream, outcome: Outcome) -> None:
         """Put an end into the next message."""
@@ -279,15 +291,18 @@ class Session:
         self.turn += 1
         self.unsent_tokens = 0
         ids: list[int] = []
-        for run in runs:
-            ids += run[3]
+        for _, run in runs:
+            ids += run.ids
         message = inference_pb2.SessionResponse(
-            streams=[run[0] for run in runs],
-            epochs=[run[1] for run in runs],
-            first_indices=[run[2] for run in runs],
-            counts=[len(run[3]) for run in runs],
+            streams=[number for number, _ in runs],
+            epochs=[run.epoch for _, run in runs],
+            first_indices=[run.first_index for _, run in runs],
+            counts=[len(run.ids) for _, run in runs],
             ids=ids,
         )
+        if any(run.texts for _, run in runs):
+            message.texts[:] = [run.text for _, run in runs]
+            message.pieces[:] = [run.pieces for _, run in runs]
         if self._ends:
             self._take_ends(message)
         return message.SerializeToString()

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from router.core.ports import FleetView, Policy
+from router.core.ports import FleetView, Policy, PriceTaker
 from router.model import Placement, Reject, Request, RoutePlan, Seconds, Wait
+from router.prices import PriceProblem, Unpriced
 
 Answer = TypeVar("Answer")
 WALL_FACTOR: Final = 20.0
@@ -58,6 +59,10 @@ class TimedPolicy:
     def observe(self, fact: Any, now: Seconds) -> None:
         """As the inner policy."""
         self._inner.observe(fact, now)
+
+    def price_problem(self, fleet: FleetView, now: Seconds) -> PriceProblem | Unpriced | None:
+        """As the inner policy, if it takes prices. Not timed: nobody waits for it to decide."""
+        return self._inner.price_problem(fleet, now) if isinstance(self._inner, PriceTaker) else None
 
     def _timed(self, decide: Callable[[], Answer]) -> Answer:
         wall, cpu = time.perf_counter(), time.thread_time()

@@ -16,6 +16,7 @@ from typing import Final
 from polyphase.v1 import common_pb2, inference_pb2
 
 from router.errors import CallerError, Reason, Violation
+from router.live.salts import PrefixSalts
 from router.model import Priority, Request, Seconds, ServiceLevel
 
 BYTES_PER_TOKEN: Final = 4
@@ -65,11 +66,13 @@ def validate(
     *,
     time_remaining_s: Seconds | None = None,
     mint: Callable[[], str] = mint_id,
+    salts: PrefixSalts | None = None,
 ) -> Request:
     """The core's view of a request that arrived at `now`, on the clock of the core.
 
-    `time_remaining_s` is what is left of the call's own deadline. An empty request id is filled in, also in
-    `payload`. Raises CallerError (INVALID_REQUEST) with one violation for each field that breaks a rule.
+    `time_remaining_s` is what is left of the call's own deadline. An empty id is filled in, and `salts`
+    changes prefix hashes, both in `payload` as well; None leaves them. Raises CallerError (INVALID_REQUEST)
+    with one violation for each field that breaks a rule.
     """
     violations = [
         *_names(payload, limits),
@@ -83,6 +86,8 @@ def validate(
         raise invalid(violations)
     if not payload.request_id:
         payload.request_id = mint()
+    if salts is not None:
+        salts.apply(payload)
     return _request(payload, now + deadline_s(payload, limits, time_remaining_s))
 
 

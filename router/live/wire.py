@@ -95,6 +95,11 @@ def use_to_proto(use: PhaseUse) -> common_pb2.PhaseUse:
     )
 
 
+def phase_to_proto(phase: Phase) -> common_pb2.Phase:
+    """A phase."""
+    return _PHASES[phase]
+
+
 def decision_to_proto(decision: Decision, prefill: str = "", decode: str = "") -> common_pb2.Decision:
     """Why a request went where it went. `prefill` and `decode` name what was chosen."""
     runner_up, prediction = decision.runner_up, decision.prediction

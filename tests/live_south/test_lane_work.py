@@ -8,9 +8,11 @@ import pytest
 from polyphase.v1 import common_pb2, worker_pb2
 
 from router.core.messages import (
+    MAX_BLOCKS_A_FACT,
     BackendReported,
     DecodeDone,
     FirstToken,
+    KVBlocksChanged,
     KVMoved,
     PhaseFailed,
     PrefillDone,
@@ -334,6 +336,17 @@ def test_columns_of_different_length_break_the_frame(desk: Desk) -> None:
     _, seq = desk.prefill()
     with pytest.raises(BrokenFrameError):
         desk.work.take(worker_pb2.LaneResponse(seqs=[seq], tokens=[1]), 100.1)
+
+
+def test_changes_of_the_prefix_cache_become_facts_of_this_boot(desk: Desk) -> None:
+    """Frames without such say nothing; one with too many is refused, since a fact must take bounded time."""
+    desk.work.take(load(running=1), 100.0)
+    blocks = worker_pb2.KVBlocks(stored=[1, 2**64 - 1], removed=[7], cleared=True)
+    desk.work.take(worker_pb2.LaneResponse(kv_blocks=blocks), 100.1)
+    assert desk.facts.of(KVBlocksChanged) == [KVBlocksChanged("w1", "boot-1", (1, 2**64 - 1), (7,), True)]
+    for much in ({"stored": range(MAX_BLOCKS_A_FACT + 1)}, {"removed": range(MAX_BLOCKS_A_FACT + 1)}):
+        with pytest.raises(BrokenFrameError):
+            desk.work.take(worker_pb2.LaneResponse(kv_blocks=worker_pb2.KVBlocks(**much)), 100.2)
 
 
 def test_load_reports_are_thinned(desk: Desk) -> None:

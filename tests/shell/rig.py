@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from polyphase.v1 import common_pb2, inference_pb2, worker_pb2
 
+from backends.conformance import commands
 from backends.models.tokens import TokenStream, kv_fingerprint, prompt_fingerprint
 from router.grpc_options import channel_options
 from router.model import (
@@ -65,28 +66,8 @@ def answer(made: inference_pb2.GenerateRequest, count: int) -> list[int]:
     return TokenStream(prompt_fp, kv_fingerprint(prompt_fp), made.sampling.seed).tokens(0, count)
 
 
-def prefill(seq: int, made: inference_pb2.GenerateRequest, decode_here: bool = False) -> worker_pb2.Command:
-    """A StartPrefill."""
-    start = worker_pb2.StartPrefill(seq=seq, epoch=1, request=made, decode_here=decode_here)
-    return worker_pb2.Command(start_prefill=start)
-
-
-def decode(
-    seq: int, made: inference_pb2.GenerateRequest, kv: common_pb2.KVHandle, first_index: int = 0
-) -> worker_pb2.Command:
-    """A StartDecode."""
-    start = worker_pb2.StartDecode(seq=seq, epoch=1, request=made, kv=kv, first_index=first_index)
-    return worker_pb2.Command(start_decode=start)
-
-
-def stop(seq: int) -> worker_pb2.Command:
-    """A StopPhase."""
-    return worker_pb2.Command(stop_phase=worker_pb2.StopPhase(seq=seq))
-
-
-def release(kv: common_pb2.KVHandle) -> worker_pb2.Command:
-    """A ReleaseKV."""
-    return worker_pb2.Command(release_kv=worker_pb2.ReleaseKV(kv=kv))
+prefill, decode = commands.prefill, commands.decode
+stop, release = commands.stop, commands.release
 
 
 class LaneEnd:

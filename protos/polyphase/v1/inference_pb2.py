@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from polyphase.v1 import common_pb2 as polyphase_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpolyphase/v1/inference.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\"\xd0\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.polyphase.v1.SamplingParams\x12\x16\n\x0eworkload_class\x18\x07 \x01(\t\x12\'\n\x03slo\x18\x08 \x01(\x0b\x32\x1a.polyphase.v1.ServiceLevel\x12\x0e\n\x06tenant\x18\t \x01(\t\x12(\n\x08priority\x18\n \x01(\x0e\x32\x16.polyphase.v1.Priority\x12\x13\n\x0bsession_key\x18\x0b \x01(\t\x12\x15\n\rprefix_hashes\x18\x0c \x03(\x06\x12\x19\n\x0cmax_cost_usd\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmax_energy_j\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12H\n\x0e\x65ngine_options\x18\x0f \x03(\x0b\x32\x30.polyphase.v1.GenerateRequest.EngineOptionsEntry\x12\x0f\n\x07\x65xplain\x18\x10 \x01(\x08\x1a\x34\n\x12\x45ngineOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x0f\n\r_max_cost_usdB\x0f\n\r_max_energy_j\"f\n\x10GenerateResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.polyphase.v1.TokenChunk\x12(\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x16.polyphase.v1.Finished\"=\n\nTokenChunk\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\"\x9d\x02\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.polyphase.v1.FinishReason\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.polyphase.v1.Usage\x12\'\n\x05times\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.PhaseTimes\x12$\n\x04uses\x18\x05 \x03(\x0b\x32\x16.polyphase.v1.PhaseUse\x12\x10\n\x08\x63ost_usd\x18\x06 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x07 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12(\n\x08\x64\x65\x63ision\x18\t \x01(\x0b\x32\x16.polyphase.v1.Decision\"\x9e\x01\n\x0eSessionRequest\x12\x32\n\x06starts\x18\x01 \x03(\x0b\x32\".polyphase.v1.SessionRequest.Start\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\r\x1aG\n\x05Start\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\"\x8f\x02\n\x0fSessionResponse\x12\x0f\n\x07streams\x18\x01 \x03(\r\x12\x0e\n\x06\x65pochs\x18\x02 \x03(\r\x12\x15\n\rfirst_indices\x18\x03 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\r\x12\x0b\n\x03ids\x18\x05 \x03(\r\x12/\n\x04\x65nds\x18\x06 \x03(\x0b\x32!.polyphase.v1.SessionResponse.End\x1av\n\x03\x45nd\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12*\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x16.polyphase.v1.FinishedH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.polyphase.v1.FailureH\x00\x42\t\n\x07outcome\"\x95\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\x01\x12\x12\n\nnext_index\x18\x05 \x01(\r\x12\x30\n\nviolations\x18\x06 \x03(\x0b\x32\x1c.polyphase.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"=\n\x0bPlanRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\"\xdd\x01\n\x0cPlanResponse\x12\x33\n\x07verdict\x18\x01 \x01(\x0e\x32\".polyphase.v1.PlanResponse.Verdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.Decision\"^\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PLACED\x10\x01\x12\x10\n\x0cVERDICT_WAIT\x10\x02\x12\x14\n\x10VERDICT_REJECTED\x10\x03\x32\xea\x01\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.polyphase.v1.GenerateRequest\x1a\x1e.polyphase.v1.GenerateResponse0\x01\x12J\n\x07Session\x12\x1c.polyphase.v1.SessionRequest\x1a\x1d.polyphase.v1.SessionResponse(\x01\x30\x01\x12=\n\x04Plan\x12\x19.polyphase.v1.PlanRequest\x1a\x1a.polyphase.v1.PlanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpolyphase/v1/inference.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\"\xd0\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12\x16\n\x0emax_new_tokens\x18\x05 \x01(\r\x12.\n\x08sampling\x18\x06 \x01(\x0b\x32\x1c.polyphase.v1.SamplingParams\x12\x16\n\x0eworkload_class\x18\x07 \x01(\t\x12\'\n\x03slo\x18\x08 \x01(\x0b\x32\x1a.polyphase.v1.ServiceLevel\x12\x0e\n\x06tenant\x18\t \x01(\t\x12(\n\x08priority\x18\n \x01(\x0e\x32\x16.polyphase.v1.Priority\x12\x13\n\x0bsession_key\x18\x0b \x01(\t\x12\x15\n\rprefix_hashes\x18\x0c \x03(\x06\x12\x19\n\x0cmax_cost_usd\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cmax_energy_j\x18\x0e \x01(\x01H\x02\x88\x01\x01\x12H\n\x0e\x65ngine_options\x18\x0f \x03(\x0b\x32\x30.polyphase.v1.GenerateRequest.EngineOptionsEntry\x12\x0f\n\x07\x65xplain\x18\x10 \x01(\x08\x1a\x34\n\x12\x45ngineOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x0f\n\r_max_cost_usdB\x0f\n\r_max_energy_j\"f\n\x10GenerateResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x18.polyphase.v1.TokenChunk\x12(\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x16.polyphase.v1.Finished\"[\n\nTokenChunk\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0e\n\x06pieces\x18\x05 \x01(\r\"\x9d\x02\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.polyphase.v1.FinishReason\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.polyphase.v1.Usage\x12\'\n\x05times\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.PhaseTimes\x12$\n\x04uses\x18\x05 \x03(\x0b\x32\x16.polyphase.v1.PhaseUse\x12\x10\n\x08\x63ost_usd\x18\x06 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x07 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\x08 \x01(\r\x12(\n\x08\x64\x65\x63ision\x18\t \x01(\x0b\x32\x16.polyphase.v1.Decision\"\x9e\x01\n\x0eSessionRequest\x12\x32\n\x06starts\x18\x01 \x03(\x0b\x32\".polyphase.v1.SessionRequest.Start\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\r\x1aG\n\x05Start\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12.\n\x07request\x18\x02 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\"\xae\x02\n\x0fSessionResponse\x12\x0f\n\x07streams\x18\x01 \x03(\r\x12\x0e\n\x06\x65pochs\x18\x02 \x03(\r\x12\x15\n\rfirst_indices\x18\x03 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x04 \x03(\r\x12\x0b\n\x03ids\x18\x05 \x03(\r\x12/\n\x04\x65nds\x18\x06 \x03(\x0b\x32!.polyphase.v1.SessionResponse.End\x12\r\n\x05texts\x18\x07 \x03(\t\x12\x0e\n\x06pieces\x18\x08 \x03(\r\x1av\n\x03\x45nd\x12\x0e\n\x06stream\x18\x01 \x01(\r\x12*\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x16.polyphase.v1.FinishedH\x00\x12(\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x15.polyphase.v1.FailureH\x00\x42\t\n\x07outcome\"\x95\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\x01\x12\x12\n\nnext_index\x18\x05 \x01(\r\x12\x30\n\nviolations\x18\x06 \x03(\x0b\x32\x1c.polyphase.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"=\n\x0bPlanRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\"\xdd\x01\n\x0cPlanResponse\x12\x33\n\x07verdict\x18\x01 \x01(\x0e\x32\".polyphase.v1.PlanResponse.Verdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.Decision\"^\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PLACED\x10\x01\x12\x10\n\x0cVERDICT_WAIT\x10\x02\x12\x14\n\x10VERDICT_REJECTED\x10\x03\x32\xea\x01\n\x10InferenceService\x12K\n\x08Generate\x12\x1d.polyphase.v1.GenerateRequest\x1a\x1e.polyphase.v1.GenerateResponse0\x01\x12J\n\x07Session\x12\x1c.polyphase.v1.SessionRequest\x1a\x1d.polyphase.v1.SessionResponse(\x01\x30\x01\x12=\n\x04Plan\x12\x19.polyphase.v1.PlanRequest\x1a\x1a.polyphase.v1.PlanResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,27 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESPONSE']._serialized_start=668
   _globals['_GENERATERESPONSE']._serialized_end=770
   _globals['_TOKENCHUNK']._serialized_start=772
-  _globals['_TOKENCHUNK']._serialized_end=833
-  _globals['_FINISHED']._serialized_start=836
-  _globals['_FINISHED']._serialized_end=1121
-  _globals['_SESSIONREQUEST']._serialized_start=1124
-  _globals['_SESSIONREQUEST']._serialized_end=1282
-  _globals['_SESSIONREQUEST_START']._serialized_start=1211
-  _globals['_SESSIONREQUEST_START']._serialized_end=1282
-  _globals['_SESSIONRESPONSE']._serialized_start=1285
-  _globals['_SESSIONRESPONSE']._serialized_end=1556
-  _globals['_SESSIONRESPONSE_END']._serialized_start=1438
-  _globals['_SESSIONRESPONSE_END']._serialized_end=1556
-  _globals['_FAILURE']._serialized_start=1559
-  _globals['_FAILURE']._serialized_end=1708
-  _globals['_FIELDVIOLATION']._serialized_start=1710
-  _globals['_FIELDVIOLATION']._serialized_end=1762
-  _globals['_PLANREQUEST']._serialized_start=1764
-  _globals['_PLANREQUEST']._serialized_end=1825
-  _globals['_PLANRESPONSE']._serialized_start=1828
-  _globals['_PLANRESPONSE']._serialized_end=2049
-  _globals['_PLANRESPONSE_VERDICT']._serialized_start=1955
-  _globals['_PLANRESPONSE_VERDICT']._serialized_end=2049
-  _globals['_INFERENCESERVICE']._serialized_start=2052
-  _globals['_INFERENCESERVICE']._serialized_end=2286
+  _globals['_TOKENCHUNK']._serialized_end=863
+  _globals['_FINISHED']._serialized_start=866
+  _globals['_FINISHED']._serialized_end=1151
+  _globals['_SESSIONREQUEST']._serialized_start=1154
+  _globals['_SESSIONREQUEST']._serialized_end=1312
+  _globals['_SESSIONREQUEST_START']._serialized_start=1241
+  _globals['_SESSIONREQUEST_START']._serialized_end=1312
+  _globals['_SESSIONRESPONSE']._serialized_start=1315
+  _globals['_SESSIONRESPONSE']._serialized_end=1617
+  _globals['_SESSIONRESPONSE_END']._serialized_start=1499
+  _globals['_SESSIONRESPONSE_END']._serialized_end=1617
+  _globals['_FAILURE']._serialized_start=1620
+  _globals['_FAILURE']._serialized_end=1769
+  _globals['_FIELDVIOLATION']._serialized_start=1771
+  _globals['_FIELDVIOLATION']._serialized_end=1823
+  _globals['_PLANREQUEST']._serialized_start=1825
+  _globals['_PLANREQUEST']._serialized_end=1886
+  _globals['_PLANRESPONSE']._serialized_start=1889
+  _globals['_PLANRESPONSE']._serialized_end=2110
+  _globals['_PLANRESPONSE_VERDICT']._serialized_start=2016
+  _globals['_PLANRESPONSE_VERDICT']._serialized_end=2110
+  _globals['_INFERENCESERVICE']._serialized_start=2113
+  _globals['_INFERENCESERVICE']._serialized_end=2347
 # @@protoc_insertion_point(module_scope)

@@ -60,14 +60,18 @@ class GenerateResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
-    __slots__ = ("epoch", "first_index", "ids")
+    __slots__ = ("epoch", "first_index", "ids", "text", "pieces")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     first_index: int
     ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., first_index: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    text: str
+    pieces: int
+    def __init__(self, epoch: _Optional[int] = ..., first_index: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., pieces: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("request_id", "reason", "usage", "times", "uses", "cost_usd", "energy_j", "attempts", "decision")
@@ -107,7 +111,7 @@ class SessionRequest(_message.Message):
     def __init__(self, starts: _Optional[_Iterable[_Union[SessionRequest.Start, _Mapping]]] = ..., cancels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("streams", "epochs", "first_indices", "counts", "ids", "ends")
+    __slots__ = ("streams", "epochs", "first_indices", "counts", "ids", "ends", "texts", "pieces")
     class End(_message.Message):
         __slots__ = ("stream", "finished", "failure")
         STREAM_FIELD_NUMBER: _ClassVar[int]
@@ -123,13 +127,17 @@ class SessionResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
     streams: _containers.RepeatedScalarFieldContainer[int]
     epochs: _containers.RepeatedScalarFieldContainer[int]
     first_indices: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     ids: _containers.RepeatedScalarFieldContainer[int]
     ends: _containers.RepeatedCompositeFieldContainer[SessionResponse.End]
-    def __init__(self, streams: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., first_indices: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[_Union[SessionResponse.End, _Mapping]]] = ...) -> None: ...
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    pieces: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, streams: _Optional[_Iterable[int]] = ..., epochs: _Optional[_Iterable[int]] = ..., first_indices: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[_Union[SessionResponse.End, _Mapping]]] = ..., texts: _Optional[_Iterable[str]] = ..., pieces: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "reason", "message", "retry_after_s", "next_index", "violations")

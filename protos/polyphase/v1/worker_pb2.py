@@ -26,7 +26,7 @@ from polyphase.v1 import common_pb2 as polyphase_dot_v1_dot_common__pb2
 from polyphase.v1 import inference_pb2 as polyphase_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyphase/v1/worker.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\x1a\x1cpolyphase/v1/inference.proto\"Z\n\x0bLaneRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.polyphase.v1.Hello\x12\'\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x15.polyphase.v1.Command\"(\n\x05Hello\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06router\x18\x02 \x01(\t\"\xda\x01\n\x07\x43ommand\x12\x33\n\rstart_prefill\x18\x01 \x01(\x0b\x32\x1a.polyphase.v1.StartPrefillH\x00\x12\x31\n\x0cstart_decode\x18\x02 \x01(\x0b\x32\x19.polyphase.v1.StartDecodeH\x00\x12-\n\nstop_phase\x18\x03 \x01(\x0b\x32\x17.polyphase.v1.StopPhaseH\x00\x12-\n\nrelease_kv\x18\x04 \x01(\x0b\x32\x17.polyphase.v1.ReleaseKVH\x00\x42\t\n\x07\x63ommand\"o\n\x0cStartPrefill\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\x12\x13\n\x0b\x64\x65\x63ode_here\x18\x04 \x01(\x08\"\x92\x01\n\x0bStartDecode\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\x12\"\n\x02kv\x18\x04 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\r\"\x18\n\tStopPhase\x12\x0b\n\x03seq\x18\x01 \x01(\r\"/\n\tReleaseKV\x12\"\n\x02kv\x18\x01 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\"\xb7\x01\n\x0cLaneResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.polyphase.v1.Welcome\x12\x0c\n\x04seqs\x18\x02 \x03(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0f\n\x07indices\x18\x04 \x03(\r\x12(\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x18.polyphase.v1.PhaseEvent\x12&\n\x04load\x18\x06 \x01(\x0b\x32\x18.polyphase.v1.LoadReport\"G\n\x07Welcome\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.polyphase.v1.BackendSpec\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xde\x01\n\nPhaseEvent\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x31\n\x0cprefill_done\x18\x02 \x01(\x0b\x32\x19.polyphase.v1.PrefillDoneH\x00\x12)\n\x08kv_moved\x18\x03 \x01(\x0b\x32\x15.polyphase.v1.KVMovedH\x00\x12/\n\x0b\x64\x65\x63ode_done\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.DecodeDoneH\x00\x12+\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x19.polyphase.v1.PhaseFailedH\x00\x42\x07\n\x05\x65vent\"A\n\tPhaseCost\x12\x10\n\x08queued_s\x18\x01 \x01(\x01\x12\x10\n\x08\x64\x65vice_s\x18\x02 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x03 \x01(\x01\"o\n\x0bPrefillDone\x12%\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x17.polyphase.v1.PhaseCost\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\"\n\x02kv\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\",\n\x07KVMoved\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x12\n\ntransfer_s\x18\x02 \x01(\x01\"v\n\nDecodeDone\x12%\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x17.polyphase.v1.PhaseCost\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.polyphase.v1.FinishReason\"\x89\x02\n\x0bPhaseFailed\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .polyphase.v1.PhaseFailed.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb6\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_INVALID\x10\x01\x12\x13\n\x0fREASON_CAPACITY\x10\x02\x12\x13\n\x0fREASON_KV_STALE\x10\x03\x12\x14\n\x10REASON_KV_LAYOUT\x10\x04\x12\x16\n\x12REASON_KV_TRANSFER\x10\x05\x12\x13\n\x0fREASON_DRAINING\x10\x06\x12\x13\n\x0fREASON_INTERNAL\x10\x07\"E\n\rPullKVRequest\x12\"\n\x02kv\x18\x01 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\"C\n\x0ePullKVResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x06\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x32\x99\x01\n\rWorkerService\x12\x41\n\x04Lane\x12\x19.polyphase.v1.LaneRequest\x1a\x1a.polyphase.v1.LaneResponse(\x01\x30\x01\x12\x45\n\x06PullKV\x12\x1b.polyphase.v1.PullKVRequest\x1a\x1c.polyphase.v1.PullKVResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyphase/v1/worker.proto\x12\x0cpolyphase.v1\x1a\x19polyphase/v1/common.proto\x1a\x1cpolyphase/v1/inference.proto\"Z\n\x0bLaneRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.polyphase.v1.Hello\x12\'\n\x08\x63ommands\x18\x02 \x03(\x0b\x32\x15.polyphase.v1.Command\"(\n\x05Hello\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06router\x18\x02 \x01(\t\"\xda\x01\n\x07\x43ommand\x12\x33\n\rstart_prefill\x18\x01 \x01(\x0b\x32\x1a.polyphase.v1.StartPrefillH\x00\x12\x31\n\x0cstart_decode\x18\x02 \x01(\x0b\x32\x19.polyphase.v1.StartDecodeH\x00\x12-\n\nstop_phase\x18\x03 \x01(\x0b\x32\x17.polyphase.v1.StopPhaseH\x00\x12-\n\nrelease_kv\x18\x04 \x01(\x0b\x32\x17.polyphase.v1.ReleaseKVH\x00\x42\t\n\x07\x63ommand\"o\n\x0cStartPrefill\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\x12\x13\n\x0b\x64\x65\x63ode_here\x18\x04 \x01(\x08\"\x92\x01\n\x0bStartDecode\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12.\n\x07request\x18\x03 \x01(\x0b\x32\x1d.polyphase.v1.GenerateRequest\x12\"\n\x02kv\x18\x04 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\r\"\x18\n\tStopPhase\x12\x0b\n\x03seq\x18\x01 \x01(\r\"/\n\tReleaseKV\x12\"\n\x02kv\x18\x01 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\"\xe2\x01\n\x0cLaneResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.polyphase.v1.Welcome\x12\x0c\n\x04seqs\x18\x02 \x03(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0f\n\x07indices\x18\x04 \x03(\r\x12(\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x18.polyphase.v1.PhaseEvent\x12&\n\x04load\x18\x06 \x01(\x0b\x32\x18.polyphase.v1.LoadReport\x12)\n\tkv_blocks\x18\x07 \x01(\x0b\x32\x16.polyphase.v1.KVBlocks\"<\n\x08KVBlocks\x12\x0e\n\x06stored\x18\x01 \x03(\x06\x12\x0f\n\x07removed\x18\x02 \x03(\x06\x12\x0f\n\x07\x63leared\x18\x03 \x01(\x08\"G\n\x07Welcome\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.polyphase.v1.BackendSpec\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xde\x01\n\nPhaseEvent\x12\x0b\n\x03seq\x18\x01 \x01(\r\x12\x31\n\x0cprefill_done\x18\x02 \x01(\x0b\x32\x19.polyphase.v1.PrefillDoneH\x00\x12)\n\x08kv_moved\x18\x03 \x01(\x0b\x32\x15.polyphase.v1.KVMovedH\x00\x12/\n\x0b\x64\x65\x63ode_done\x18\x04 \x01(\x0b\x32\x18.polyphase.v1.DecodeDoneH\x00\x12+\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x19.polyphase.v1.PhaseFailedH\x00\x42\x07\n\x05\x65vent\"A\n\tPhaseCost\x12\x10\n\x08queued_s\x18\x01 \x01(\x01\x12\x10\n\x08\x64\x65vice_s\x18\x02 \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\x03 \x01(\x01\"o\n\x0bPrefillDone\x12%\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x17.polyphase.v1.PhaseCost\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\"\n\x02kv\x18\x03 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\",\n\x07KVMoved\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x12\n\ntransfer_s\x18\x02 \x01(\x01\"v\n\nDecodeDone\x12%\n\x04\x63ost\x18\x01 \x01(\x0b\x32\x17.polyphase.v1.PhaseCost\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12*\n\x06reason\x18\x03 \x01(\x0e\x32\x1a.polyphase.v1.FinishReason\"\x89\x02\n\x0bPhaseFailed\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .polyphase.v1.PhaseFailed.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb6\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_INVALID\x10\x01\x12\x13\n\x0fREASON_CAPACITY\x10\x02\x12\x13\n\x0fREASON_KV_STALE\x10\x03\x12\x14\n\x10REASON_KV_LAYOUT\x10\x04\x12\x16\n\x12REASON_KV_TRANSFER\x10\x05\x12\x13\n\x0fREASON_DRAINING\x10\x06\x12\x13\n\x0fREASON_INTERNAL\x10\x07\"E\n\rPullKVRequest\x12\"\n\x02kv\x18\x01 \x01(\x0b\x32\x16.polyphase.v1.KVHandle\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\"C\n\x0ePullKVResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x06\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x32\x99\x01\n\rWorkerService\x12\x41\n\x04Lane\x12\x19.polyphase.v1.LaneRequest\x1a\x1a.polyphase.v1.LaneResponse(\x01\x30\x01\x12\x45\n\x06PullKV\x12\x1b.polyphase.v1.PullKVRequest\x1a\x1c.polyphase.v1.PullKVResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,27 +48,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASEKV']._serialized_start=743
   _globals['_RELEASEKV']._serialized_end=790
   _globals['_LANERESPONSE']._serialized_start=793
-  _globals['_LANERESPONSE']._serialized_end=976
-  _globals['_WELCOME']._serialized_start=978
-  _globals['_WELCOME']._serialized_end=1049
-  _globals['_PHASEEVENT']._serialized_start=1052
-  _globals['_PHASEEVENT']._serialized_end=1274
-  _globals['_PHASECOST']._serialized_start=1276
-  _globals['_PHASECOST']._serialized_end=1341
-  _globals['_PREFILLDONE']._serialized_start=1343
-  _globals['_PREFILLDONE']._serialized_end=1454
-  _globals['_KVMOVED']._serialized_start=1456
-  _globals['_KVMOVED']._serialized_end=1500
-  _globals['_DECODEDONE']._serialized_start=1502
-  _globals['_DECODEDONE']._serialized_end=1620
-  _globals['_PHASEFAILED']._serialized_start=1623
-  _globals['_PHASEFAILED']._serialized_end=1888
-  _globals['_PHASEFAILED_REASON']._serialized_start=1706
-  _globals['_PHASEFAILED_REASON']._serialized_end=1888
-  _globals['_PULLKVREQUEST']._serialized_start=1890
-  _globals['_PULLKVREQUEST']._serialized_end=1959
-  _globals['_PULLKVRESPONSE']._serialized_start=1961
-  _globals['_PULLKVRESPONSE']._serialized_end=2028
-  _globals['_WORKERSERVICE']._serialized_start=2031
-  _globals['_WORKERSERVICE']._serialized_end=2184
+  _globals['_LANERESPONSE']._serialized_end=1019
+  _globals['_KVBLOCKS']._serialized_start=1021
+  _globals['_KVBLOCKS']._serialized_end=1081
+  _globals['_WELCOME']._serialized_start=1083
+  _globals['_WELCOME']._serialized_end=1154
+  _globals['_PHASEEVENT']._serialized_start=1157
+  _globals['_PHASEEVENT']._serialized_end=1379
+  _globals['_PHASECOST']._serialized_start=1381
+  _globals['_PHASECOST']._serialized_end=1446
+  _globals['_PREFILLDONE']._serialized_start=1448
+  _globals['_PREFILLDONE']._serialized_end=1559
+  _globals['_KVMOVED']._serialized_start=1561
+  _globals['_KVMOVED']._serialized_end=1605
+  _globals['_DECODEDONE']._serialized_start=1607
+  _globals['_DECODEDONE']._serialized_end=1725
+  _globals['_PHASEFAILED']._serialized_start=1728
+  _globals['_PHASEFAILED']._serialized_end=1993
+  _globals['_PHASEFAILED_REASON']._serialized_start=1811
+  _globals['_PHASEFAILED_REASON']._serialized_end=1993
+  _globals['_PULLKVREQUEST']._serialized_start=1995
+  _globals['_PULLKVREQUEST']._serialized_end=2064
+  _globals['_PULLKVRESPONSE']._serialized_start=2066
+  _globals['_PULLKVRESPONSE']._serialized_end=2133
+  _globals['_WORKERSERVICE']._serialized_start=2136
+  _globals['_WORKERSERVICE']._serialized_end=2289
 # @@protoc_insertion_point(module_scope)

@@ -76,20 +76,32 @@ class ReleaseKV(_message.Message):
     def __init__(self, kv: _Optional[_Union[_common_pb2.KVHandle, _Mapping]] = ...) -> None: ...
 
 class LaneResponse(_message.Message):
-    __slots__ = ("welcome", "seqs", "tokens", "indices", "events", "load")
+    __slots__ = ("welcome", "seqs", "tokens", "indices", "events", "load", "kv_blocks")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SEQS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     seqs: _containers.RepeatedScalarFieldContainer[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     indices: _containers.RepeatedScalarFieldContainer[int]
     events: _containers.RepeatedCompositeFieldContainer[PhaseEvent]
     load: _common_pb2.LoadReport
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., seqs: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[PhaseEvent, _Mapping]]] = ..., load: _Optional[_Union[_common_pb2.LoadReport, _Mapping]] = ...) -> None: ...
+    kv_blocks: KVBlocks
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., seqs: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., events: _Optional[_Iterable[_Union[PhaseEvent, _Mapping]]] = ..., load: _Optional[_Union[_common_pb2.LoadReport, _Mapping]] = ..., kv_blocks: _Optional[_Union[KVBlocks, _Mapping]] = ...) -> None: ...
+
+class KVBlocks(_message.Message):
+    __slots__ = ("stored", "removed", "cleared")
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    stored: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    cleared: bool
+    def __init__(self, stored: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., cleared: bool = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("spec", "incarnation")

@@ -1,0 +1,1 @@
+"""Real engines behind a real daemon: `make test-engines`. Not part of `make test`; see docs/engines.md."""

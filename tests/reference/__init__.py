@@ -1,0 +1,1 @@
+"""The reference worker. Everything here needs torch and is skipped without it."""
