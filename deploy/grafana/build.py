@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from deploy.grafana.machines import DECISIONS, HANDOFFS, HARDWARE, ROUTER
 from deploy.grafana.panels import Panel
+from deploy.grafana.prices import PRICES
 from deploy.grafana.requests import ERRORS, LATENCY, MONEY, OVERVIEW
+from deploy.grafana.shadow import SHADOW
 
 OUT: Final = Path(__file__).parent / "dashboards" / "polyphase.json"
 DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
@@ -29,7 +31,7 @@ KIND_COLOURS: Final = {
 PHASE_COLOURS: Final = {"queue": "red", "prefill": "blue", "handoff": "orange", "decode": "green"}
 
 
-ROWS: Final = (OVERVIEW, LATENCY, HARDWARE, DECISIONS, HANDOFFS, MONEY, ERRORS, ROUTER)
+ROWS: Final = (OVERVIEW, LATENCY, HARDWARE, DECISIONS, HANDOFFS, MONEY, ERRORS, ROUTER, PRICES, SHADOW)
 
 
 def dashboard() -> dict[str, Any]:

@@ -269,6 +269,24 @@ ROUTER = Row(
             stacked=True,
         ),
         Panel(
+            "Wait, p99, by priority",
+            [
+                Query(
+                    "histogram_quantile(0.99, sum by (priority, le) "
+                    "(rate(polyphase_queue_wait_seconds_bucket[$__rate_interval])))",
+                    "{{priority}}",
+                )
+            ],
+            "s",
+            "Time in the queue phase of requests that ended.",
+        ),
+        Panel(
+            "Places given up, by priority",
+            [Query(rate("gave_way_total", "", "priority"), "{{priority}}")],
+            "reqps",
+            "Requests whose place was taken back for a higher class; none unless admission.preempt is on.",
+        ),
+        Panel(
             "Configuration",
             [
                 Query(

@@ -57,7 +57,8 @@ def quantiles(metric: str, labels: str, by: str, q: float) -> str:
     """A quantile of a histogram, by some labels."""
     buckets = f"rate(polyphase_{metric}_bucket{{{labels}}}[$__rate_interval])"
     # Of nothing, the quantile is NaN; the comparison drops such lines from the legend.
-    return f"histogram_quantile({q}, sum by ({by}, le) ({buckets})) >= 0"
+    labels_by = f"{by}, le" if by else "le"
+    return f"histogram_quantile({q}, sum by ({labels_by}) ({buckets})) >= 0"
 
 
 def rate(metric: str, labels: str = "", by: str = "") -> str:

@@ -47,6 +47,7 @@ class Accounts:
         self._count_end(outcome, reason)
         queue = last_use(report, Phase.PREFILL)
         self._to.phase_duration.observe(report.times.queue_s, "queue", *self._where(queue, report))
+        self._to.queue_wait.observe(report.times.queue_s, report.request.priority.name.lower())
         self._bill(report)
         if outcome is Outcome.SHED:
             self._to.sheds.add(1, reason)
@@ -69,6 +70,7 @@ class Accounts:
         times = report.times
         at_prefill, at_decode = self._where(prefill, report), self._where(decode or prefill, report)
         self._to.phase_duration.observe(times.queue_s, "queue", *at_prefill)
+        self._to.queue_wait.observe(times.queue_s, report.request.priority.name.lower())
         self._to.phase_duration.observe(times.prefill_s, Phase.PREFILL, *at_prefill)
         if prefill and decode and prefill.backend != decode.backend:
             # Only where there was one: zeros of unsplit requests would hide what a handoff costs.

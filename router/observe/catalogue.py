@@ -123,6 +123,12 @@ ARRIVALS: Final = _counter("arrivals_total", "Valid requests that arrived", "pri
 REQUESTS: Final = _counter("requests_total", "Requests that ended", "outcome", "code", "reason")
 IN_PROGRESS: Final = _gauge("requests_in_progress", "Requests by the stage they are in", "stage")
 QUEUE_DEPTH: Final = _gauge("queue_depth", "Requests waiting for a first or new placement", "priority")
+QUEUE_WAIT: Final = _histogram(
+    "queue_wait_seconds", "Time in the queue phase of requests that ended", buckets.PHASE_S, "priority"
+)
+GAVE_WAY: Final = _counter(
+    "gave_way_total", "Requests that gave up their place to a higher class before a token", "priority"
+)
 RETRIES: Final = _counter("retries_total", "Phases that failed and were tried anew", "phase", "reason")
 SHEDS: Final = _counter("sheds_total", "Requests turned away for want of room or time", "reason")
 CANCELS: Final = _counter("cancels_total", "Requests nobody waited for any more", "reason", "stage")
@@ -175,6 +181,28 @@ HANDOFF_FAILURES: Final = _counter(
     "handoff_failures_total", "Handoffs that failed", "from_kind", "to_kind", "reason"
 )
 
+# --- a shadow policy -------------------------------------------------------------------------------
+
+SHADOW_DECISIONS: Final = _counter(
+    "shadow_decisions_total",
+    "Answers of the shadow policy, compared with the live one's",
+    "policy",
+    "verdict",
+)
+SHADOW_SECONDS: Final = _histogram(
+    "shadow_decision_seconds", "CPU time the shadow policy took for one answer", buckets.DECISION_S, "policy"
+)
+SHADOW_PREDICTION: Final = _histogram(
+    "shadow_prediction_ratio",
+    "Latency predicted by the shadow policy over that predicted by the live one, each for its own place",
+    buckets.RATIO,
+    *("policy", "latency"),
+)
+SHADOW_FAULTS: Final = _counter("shadow_faults_total", "What the shadow policy did wrong", "policy", "fault")
+SHADOW_SKIPPED: Final = _counter(
+    "shadow_skipped_total", "What the shadow policy was not shown for want of time", "policy", "what"
+)
+
 # --- the daemon itself -----------------------------------------------------------------------------
 
 DRIVER_LATENESS: Final = _histogram(
@@ -189,13 +217,24 @@ RELOAD_SUCCESS: Final = _gauge(
 RELOADS: Final = _counter("config_reloads_total", "Reads of the configuration", "result")
 BUILD_INFO: Final = _gauge("build_info", "Always 1; the labels say what runs", "version")
 
+# --- prices ----------------------------------------------------------------------------------------
+
+PRICE_PROBLEMS: Final = _counter(
+    "price_problems_total", "Problems that a price-directed policy stated, or why it stated none", "outcome"
+)
+PRICE_SOLVE: Final = _histogram("price_solve_seconds", "Time to work out prices", buckets.LATENESS_S)
+PRICE_AGE: Final = _gauge("price_age_seconds", "Age of the load that the last prices were worked out for")
+
 INSTRUMENTS: Final = (
     *(PHASE_DURATION, TTFT, TPOT, E2E),
     *(BUSY, SUB_PHASE_BUSY, LOADING, BACKEND_ENERGY, PREEMPTIONS, BACKEND_TOKENS, STRAY_TOKENS),
+    *(QUEUE_WAIT, GAVE_WAY),
     *(ARRIVALS, REQUESTS, RETRIES, SHEDS, CANCELS, TOKENS, REQUEST_TOKENS, COST, ENERGY, SLO, GOODPUT),
     *(DECISIONS, DECISION_SECONDS, POLICY_FAULTS, PREDICTION, SPLITS),
     *(HANDOFF_BYTES, HANDOFF_TRANSFER, HANDOFF_FAILURES),
+    *(SHADOW_DECISIONS, SHADOW_SECONDS, SHADOW_PREDICTION, SHADOW_FAULTS, SHADOW_SKIPPED),
     *(DRIVER_LATENESS, LOOP_LAG, RELOAD_SUCCESS, RELOADS, BUILD_INFO),
+    *(PRICE_PROBLEMS, PRICE_SOLVE, PRICE_AGE),
 )
 """Kept as running sums."""
 

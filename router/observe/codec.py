@@ -85,6 +85,16 @@ def tagged(value: Any) -> dict[str, Any]:
     return {type(value).__name__: to_json(value)}
 
 
+def noun_from_json(kind: type, value: Any) -> Any:
+    """A noun of the model from what `to_json` made of it. Raises RecordingError."""
+    if not isinstance(value, Mapping):
+        raise RecordingError(f"a {kind.__name__} is an object, not {value!r:.40}")
+    try:
+        return FactReader().dataclass(kind, value)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RecordingError(f"a {kind.__name__} cannot be read: {error}") from error
+
+
 class FactReader:
     """Turns tagged JSON back into facts. Field types are read off the dataclasses, once each."""
 
@@ -104,7 +114,7 @@ class FactReader:
             )
         try:
             fact: messages.Fact = (
-                self._policy(body) if cls is messages.PolicyReplaced else self._dataclass(cls, body)
+                self._policy(body) if cls is messages.PolicyReplaced else self.dataclass(cls, body)
             )
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise RecordingError(f"a {name} cannot be read: {error}; the recording is damaged") from error
@@ -117,7 +127,8 @@ class FactReader:
             )
         return messages.PolicyReplaced(self._rebuild(body["text"]), body["text"])
 
-    def _dataclass(self, cls: type, body: Any) -> Any:
+    def dataclass(self, cls: type, body: Any) -> Any:
+        """A value of a closed type. Raises TypeError, ValueError, KeyError or AttributeError."""
         hints = self._hints.get(cls)
         if hints is None:
             hints = self._hints[cls] = get_type_hints(cls)
@@ -136,7 +147,7 @@ class FactReader:
         if origin is frozenset:
             return frozenset(self._value(get_args(hint)[0], entry) for entry in value)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            return self._dataclass(hint, value)
+            return self.dataclass(hint, value)
         return _scalar(hint, value)
 
     def _optional(self, members: tuple[Any, ...], value: Any) -> Any:

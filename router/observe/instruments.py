@@ -34,6 +34,8 @@ class Instruments:
 
         self.arrivals = self._counters(catalogue.ARRIVALS)
         self.requests = self._counters(catalogue.REQUESTS)
+        self.queue_wait = self._histograms(catalogue.QUEUE_WAIT)
+        self.gave_way = self._counters(catalogue.GAVE_WAY)
         self.retries = self._counters(catalogue.RETRIES)
         self.sheds = self._counters(catalogue.SHEDS)
         self.cancels = self._counters(catalogue.CANCELS)
@@ -53,11 +55,21 @@ class Instruments:
         self.handoff_transfer = self._histograms(catalogue.HANDOFF_TRANSFER)
         self.handoff_failures = self._counters(catalogue.HANDOFF_FAILURES)
 
+        self.shadow_decisions = self._counters(catalogue.SHADOW_DECISIONS)
+        self.shadow_seconds = self._histograms(catalogue.SHADOW_SECONDS)
+        self.shadow_prediction = self._histograms(catalogue.SHADOW_PREDICTION)
+        self.shadow_faults = self._counters(catalogue.SHADOW_FAULTS)
+        self.shadow_skipped = self._counters(catalogue.SHADOW_SKIPPED)
+
         self.driver_lateness = self._histograms(catalogue.DRIVER_LATENESS)
         self.loop_lag = self._histograms(catalogue.LOOP_LAG)
         self.reloads = self._counters(catalogue.RELOADS)
         self.reload_success = gauge(registry, catalogue.RELOAD_SUCCESS)
         self.build_info = gauge(registry, catalogue.BUILD_INFO)
+
+        self.price_problems = self._counters(catalogue.PRICE_PROBLEMS)
+        self.price_solve = self._histograms(catalogue.PRICE_SOLVE)
+        self.price_age = gauge(registry, catalogue.PRICE_AGE)
 
     def forget_backend(self, backend: str) -> None:
         """Remove every series that names a backend."""

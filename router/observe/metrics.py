@@ -20,6 +20,7 @@ from router.core.messages import (
     KVMoved,
     NoteDecision,
     NotePolicyFault,
+    NotePreempted,
     NoteRetry,
     RequestArrived,
 )
@@ -33,10 +34,13 @@ from router.observe.names import Names
 from router.observe.progress import Progress, Stage
 from router.observe.reports import Outcome, outcome_of
 from router.observe.series import NONE, OTHER
+from router.observe.shadow import Opinion
 from router.observe.standing import Standing
 
 STRAY_FAULTS: Final = ("zombie", "duplicate", "gap")
 """Tokens of a sequence that is over, tokens that came before, and tokens that did not come."""
+
+PRICE_OUTCOMES: Final = ("solved", "late", "failed", "thin", "groups", "fleet")
 
 
 class Metrics:
@@ -109,6 +113,9 @@ class Metrics:
             case NoteRetry(request_id=request_id, phase=phase, reason=reason):
                 self._attempt_failed(request_id, reason)
                 self._to.retries.add(1, phase, reason)
+            case NotePreempted(request_id=request_id):
+                if (journey := self._progress.of(request_id)) is not None:
+                    self._to.gave_way.add(1, journey.priority.name.lower())
             case NotePolicyFault(policy=policy, fault=fault):
                 self._to.policy_faults.add(1, self._names.policy(policy), self._names.fault(fault))
             case _:
@@ -139,9 +146,41 @@ class Metrics:
         name, kind = (backend, str(record.spec.kind)) if record else (OTHER, NONE)
         self._to.stray_tokens.add(count, name, kind, fault if fault in STRAY_FAULTS else OTHER)
 
+    def price_problem(self, outcome: str) -> None:
+        """A problem was solved, late or failed, or was not stated for a reason (router.prices.Unpriced)."""
+        self._to.price_problems.add(1, outcome if outcome in PRICE_OUTCOMES else OTHER)
+
+    def price_solve(self, duration_s: Seconds) -> None:
+        """Prices took this long to work out."""
+        self._to.price_solve.observe(duration_s)
+
+    def price_age(self, age_s: Seconds) -> None:
+        """The last prices were worked out for a load this long ago."""
+        self._to.price_age.set(age_s)
+
     def refused(self, reason: Reason) -> None:
         """A request was refused before it became a fact."""
         self._accounts.refused(reason)
+
+    # --- a shadow policy; called on its thread ------------------------------------------------------
+
+    def shadow_opinion(self, policy: str, opinion: Opinion, cpu_s: Seconds) -> None:
+        """A shadow policy answered, and its answer was compared with the live one's."""
+        name = self._names.policy(policy)
+        self._to.shadow_decisions.add(1, name, opinion.verdict)
+        self._to.shadow_seconds.observe(cpu_s, name)
+        for latency, ratio in opinion.ratios.items():
+            self._to.shadow_prediction.observe(ratio, name, latency)
+        if opinion.fault:
+            self.shadow_fault(policy, opinion.fault)
+
+    def shadow_fault(self, policy: str, fault: str) -> None:
+        """A shadow policy was slow, or did what it must not."""
+        self._to.shadow_faults.add(1, self._names.policy(policy), self._names.fault(fault))
+
+    def shadow_skipped(self, policy: str, what: str) -> None:
+        """A shadow policy was not shown a decision or a fact; `what` is one of the two words."""
+        self._to.shadow_skipped.add(1, self._names.policy(policy), what)
 
     # --- backends ----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from router.core.messages import (
     FailRequest,
     FinishRequest,
     KVMoved,
+    NotePreempted,
     NoteRetry,
     PhaseFailed,
     PrefillDone,
@@ -95,7 +96,7 @@ class Progress:
                 self._start_decode(journey, action)
             case StopPhase() if (journey := self.of(action.request_id, action.epoch)) is not None:
                 self._stop(journey, action.backend)
-            case NoteRetry() if (journey := self.of(action.request_id)) is not None:
+            case NoteRetry() | NotePreempted() if (journey := self.of(action.request_id)) is not None:
                 self._halt(journey)
                 self._enter(journey, Stage.QUEUE)
             case FinishRequest() | FailRequest():

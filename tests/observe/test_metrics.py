@@ -18,6 +18,7 @@ from router.core.messages import (
     KVMoved,
     NoteDecision,
     NotePolicyFault,
+    NotePreempted,
     NoteRetry,
     PhaseFailed,
     PrefillDone,
@@ -96,6 +97,16 @@ def test_every_phase_of_a_split_request_lands_on_its_hardware(
     assert value(registry, f"{P}tpot_seconds_sum", **lpu) == 0.0075
     assert value(registry, f"{P}e2e_seconds_sum", **lpu) == 0.5
     assert value(registry, f"{P}splits_total", prefill_kind="gpu", decode_kind="lpu", split="true") == 1
+
+
+def test_a_request_that_gives_way_waits_again(metrics: Metrics, registry: CollectorRegistry) -> None:
+    """It counts as queued, under its own class, and not as a retry; its wait is booked at its end."""
+    metrics.seen(RequestArrived(request()), 0.0, [StartPrefill("r1", 1, "gpu-0", True)])
+    metrics.seen(None, 1.0, [StopPhase("r1", 1, "gpu-0"), NotePreempted("r1", "gpu-0", "r2")])
+    assert value(registry, f"{P}gave_way_total", priority="normal") == 1
+    assert value(registry, f"{P}queue_depth", priority="normal") == 1
+    split_request(metrics, request())
+    assert value(registry, f"{P}queue_wait_seconds_count", priority="normal") == 1
 
 
 def test_an_unsplit_request_has_no_handoff(metrics: Metrics, registry: CollectorRegistry) -> None:

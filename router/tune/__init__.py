@@ -1,0 +1,1 @@
+"""Policies from outside: unit tests as text, lint, diff, and search over their parameters."""
