@@ -3,10 +3,11 @@
 import sys
 from types import ModuleType
 
-from tests.bench import core_facts, engine_steps, parity, relay, simulation
+from tests.bench import core_facts, decisions, engine_steps, parity, relay, simulation
 
 ROOMS: dict[str, ModuleType] = {
     "core": core_facts,
+    "decisions": decisions,
     "engine": engine_steps,
     "parity": parity,
     "relay": relay,

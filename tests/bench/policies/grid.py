@@ -1,107 +1,90 @@
-"""Runs all policies at one spot, and the bounds of that spot."""
+"""Runs what is asked for at every spot, on two processes, and keeps what is done."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
-from backends.catalogue import Fleet, load_fleet
+from backends.catalogue import load_fleet
 from router.errors import ConfigError
-from router.plan.bounds import Case, bounds_of, capacity_of, case_of
+from router.plan.bounds import Case, bounds_of
 from router.plan.clairvoyant import clairvoyants
 from router.plan.recording import recorded
-from router.plan.supply import supplies_of
-from router.sim.classes import Workload
-from router.sim.result import SimResult
-from router.sim.run import Contestant, simulate
-from router.sim.workload_file import load_workload
-from tests.bench.policies.field import LEAST_REQUESTS, MOST_REQUESTS, WORKLOADS, Spot, contestants
-from tests.bench.policies.rows import Row
+from router.sim.run import Contestant
+from tests.bench.policies.field import B2, CHAMPION, CLAIRVOYANTS, Spot, contestants
+from tests.bench.policies.kept import Kept
+from tests.bench.policies.play import play
+from tests.bench.policies.scale import Scale, endless, probe, scale_of
+from tests.bench.policies.score import Score
 
-PROBE: Final = 400
-"""Requests by which the capacity of a fleet for a workload is worked out."""
 WINDOWS: Final = 12
 """Windows of the bound B2 over the arrivals, at most; more are dearer and bound a little tighter."""
+WORKERS: Final = 2
+NICE: Final = 10
+SCALE: Final = "scale"
 
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """What a load of 1 means."""
-
-    rate_scale: float
-    rate_per_s: float
-    window_s: float
+Found = Mapping[str, Mapping[str, Any]]
+"""Label -> what was found, as it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A spot."""
+    """A spot with everything that was asked for."""
 
     spot: Spot
-    scale: Scale
-    results: Sequence[SimResult]
-    usd_per_hour: float
+    rate_per_s: float
+    """That a load of 1 offers."""
+    scores: Mapping[str, Score]
+    """Of policies, clairvoyant ones included."""
     b2: float | None
-    clairvoyant: int | None
+    """In requests; None where it was not asked for, or the program is too large even in one window."""
 
 
-@cache
-def scale_of(fleet: str, workload: str) -> Scale:
-    """The capacity of the fluid bound B1 for the mix, and for how long requests come."""
-    case, span_s = probe(load_fleet(fleet), workload)
-    theta = capacity_of(case, span_s).objective
-    rate = len(case.tasks) / span_s * theta
-    window = max(WORKLOADS[workload], LEAST_REQUESTS / rate)
-    return Scale(theta, rate, min(window, MOST_REQUESTS / rate))
+class _Stage:
+    """One spot, ready to run policies on."""
 
+    def __init__(self, spot: Spot, scale: Scale) -> None:
+        self._spot = spot
+        self._scale = scale
+        self._fleet = load_fleet(spot.fleet)
+        self._workload = endless(spot.workload, self._fleet)
 
-def probe(fleet: Fleet, workload: str) -> tuple[Case, float]:
-    """The first requests of a workload, as planning sees them, and the time they took to come."""
-    who, recording = recorded(contestants(["least_loaded"])[0])
-    simulate(fleet, endless(workload, fleet), who, 1, requests=PROBE, stop_when_unstable=False)
-    tasks = recording.tasks()
-    return case_of(tasks, supplies_of(fleet.backends)), tasks[-1].at_s - tasks[0].at_s
-
-
-def endless(workload: str, fleet: Fleet) -> Workload:
-    """A shipped workload without its own bounds, for a model that the fleet serves."""
-    known = load_workload(workload)
-    served = [model for spec in fleet.backends for model in spec.models]
-    classes = tuple(one if one.model in served else replace(one, model=served[0]) for one in known.classes)
-    return replace(known, classes=classes, duration_s=float("inf"), requests=None)
-
-
-def run_spot(spot: Spot, labels: Sequence[str] = (), bounds: bool = True) -> Outcome:
-    """All policies on the same arrivals."""
-    fleet = load_fleet(spot.fleet)
-    workload = endless(spot.workload, fleet)
-    scale = scale_of(spot.fleet, spot.workload)
-
-    def run(who: Contestant) -> SimResult:
-        return simulate(
-            fleet,
-            workload,
+    def score(self, who: Contestant) -> Score:
+        """One policy."""
+        result = play(
+            self._fleet,
+            self._workload,
             who,
-            spot.seed,
-            rate_scale=scale.rate_scale * spot.load,
-            duration_s=scale.window_s,
-            stop_when_unstable=False,
+            self._spot.seed,
+            rate_scale=self._scale.rate_scale * self._spot.load,
+            duration_s=self._scale.window_s,
         )
+        return Score.of(result, self._scale.window_s, self._fleet.backends)
 
-    results = [run(who) for who in contestants(labels)]
-    b2 = best = None
-    if bounds:
-        listened, recording = recorded(contestants(["predicted"])[0])
-        run(listened)
-        b2 = _b2(case_of(recording.tasks(), supplies_of(fleet.backends)), scale.window_s)
-        best = max(run(who).met for who in clairvoyants())
-    usd = sum(spec.usd_per_hour for spec in fleet.backends)
-    return Outcome(spot, scale, results, usd, b2, best)
+    def champion_and_b2(self) -> tuple[Score, float | None]:
+        """The bound is on what came while our policy ran: where callers wait, answers decide what comes."""
+        who, recording = recorded(contestants([CHAMPION])[0])
+        score = self.score(who)
+        return score, _b2(probe(self._fleet, recording.tasks()), self._scale.window_s)
+
+
+def run_spot(spot: Spot, scale: Scale, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """All that is asked for, on the same arrivals."""
+    stage = _Stage(spot, scale)
+    found: dict[str, dict[str, Any]] = {}
+    if B2 in labels:
+        score, b2 = stage.champion_and_b2()
+        found[CHAMPION], found[B2] = score.as_dict(), {"requests": b2}
+    rest = [label for label in labels if label not in found]
+    known = {who.label: who for who in clairvoyants()}
+    for label in rest:
+        who = known[label] if label in CLAIRVOYANTS else contestants([label])[0]
+        found[label] = stage.score(who).as_dict()
+    return found
 
 
 def _b2(case: Case, window_s: float) -> float | None:
@@ -115,33 +98,68 @@ def _b2(case: Case, window_s: float) -> float | None:
 
 
 def run_all(
-    spots: Sequence[Spot], labels: Sequence[str], bounds: bool, told: Callable[[Outcome], None]
-) -> list[Row]:
-    """Every spot, on all cores; rows in the order of the spots."""
-    rows: dict[tuple[str, str, float, str], Row] = {}
-    workers = min(len(spots), os.cpu_count() or 1)
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context) as pool:
-        jobs = [pool.submit(run_spot, spot, labels, bounds) for spot in spots]
-        for job in jobs:
-            outcome = job.result()
-            told(outcome)
-            gather(rows, outcome)
-    return list(rows.values())
+    spots: Sequence[Spot],
+    labels: Sequence[str],
+    kept: Kept,
+    anew: Sequence[str] = (),
+    told: Callable[[Outcome], None] = lambda outcome: None,
+    workers: int = WORKERS,
+) -> list[Outcome]:
+    """Every spot, in the order of the spots. Runs that are kept are not run again, but for those `anew`."""
+    jobs = {spot: [x for x in labels if x in anew or kept.get(spot, x) is None] for spot in spots}
+    jobs = {spot: missing for spot, missing in jobs.items() if missing}
+    for spot in spots:
+        if spot not in jobs:
+            told(outcome_of(spot, labels, kept))
+    if jobs:
+        with _processes(min(len(jobs), workers)) as pool:
+            try:
+                _carry_out(pool, jobs, kept, lambda spot: told(outcome_of(spot, labels, kept)))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    return [outcome_of(spot, labels, kept) for spot in spots]
 
 
-def gather(rows: dict[tuple[str, str, float, str], Row], outcome: Outcome) -> None:
-    """Add a spot to its rows."""
-    spot, scale = outcome.spot, outcome.scale
-    for result in outcome.results:
-        key = (spot.fleet, spot.workload, spot.load, result.policy)
-        rate = scale.rate_per_s * spot.load
-        row = rows.setdefault(key, Row(*key, rate))
-        row.add(result, scale.window_s, outcome.usd_per_hour)
-        row.bound(outcome.b2, outcome.clairvoyant)
+def _processes(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, multiprocessing.get_context("fork"), os.nice, (NICE,))
 
 
-def spots(fleets: Iterable[str], workloads: Sequence[str], loads: Sequence[float], seeds: int) -> list[Spot]:
+def _carry_out(
+    pool: ProcessPoolExecutor, jobs: Mapping[Spot, Sequence[str]], kept: Kept, done: Callable[[Spot], None]
+) -> None:
+    places = dict.fromkeys((spot.fleet, spot.workload) for spot in jobs)
+    unknown = [place for place in places if kept.get(_of_place(*place), SCALE) is None]
+    scales = [pool.submit(scale_of, *place) for place in unknown]
+    for place, scale in zip(unknown, scales, strict=True):
+        kept.put(_of_place(*place), SCALE, asdict(scale.result()))
+    running = {pool.submit(run_spot, spot, _scale(spot, kept), labels): spot for spot, labels in jobs.items()}
+    for job in as_completed(running):
+        spot = running[job]
+        for label, value in job.result().items():
+            kept.put(spot, label, value)
+        done(spot)
+
+
+def outcome_of(spot: Spot, labels: Sequence[str], kept: Kept) -> Outcome:
+    """A spot from what is kept."""
+    found = {label: value for label in labels if (value := kept.get(spot, label)) is not None}
+    bound = found.pop(B2, None)
+    scores = {label: Score.read(value) for label, value in found.items()}
+    return Outcome(spot, _scale(spot, kept).rate_per_s, scores, None if bound is None else bound["requests"])
+
+
+def _scale(spot: Spot, kept: Kept) -> Scale:
+    return Scale(**(kept.get(_of_place(spot.fleet, spot.workload), SCALE) or {}))
+
+
+def _of_place(fleet: str, workload: str) -> Spot:
+    """Where the scale is kept: it is the same at all loads, for all seeds."""
+    return Spot(fleet, workload, 0.0, 0)
+
+
+def spots_of(
+    fleets: Iterable[str], workloads: Sequence[str], loads: Sequence[float], seeds: int
+) -> list[Spot]:
     """The whole grid, fleet by fleet."""
     return [
         Spot(fleet, workload, load, seed)

@@ -16,7 +16,9 @@ from policies.registry import build
 from router.model import BackendKind, BackendSpec, Phase, StepParameters
 from router.sim.classes import DrawnLengths, Renewal, Workload, WorkloadClass
 from router.sim.draws import Fixed
-from router.sim.run import Contestant, simulate
+from router.sim.run import Contestant
+from tests.bench.policies.field import CHAMPION
+from tests.bench.policies.play import play
 
 MODEL = "mocker"
 SPEEDUP = 8.0
@@ -110,8 +112,8 @@ def trial(policy: str, rate: float, requests: int, seed: int = 1) -> Trial:
     """One policy at one rate."""
     fast, slow = worker("fast", SPEEDUP), worker("slow", 1.0)
     load, who = arrivals(rate), contestant(policy)
-    both = simulate([slow, fast], load, who, seed, requests=requests)
-    alone = simulate([fast], load, who, seed, requests=requests)
+    both = play([slow, fast], load, who, seed, requests=requests)
+    alone = play([fast], load, who, seed, requests=requests)
     on_slow = next(each.prefills for each in both.backends if each.id == "slow")
     found = [result.times("e2e") for result in (both, alone)]
     mean, only = (each.mean for each in found)
@@ -119,7 +121,7 @@ def trial(policy: str, rate: float, requests: int, seed: int = 1) -> Trial:
     return Trial(policy, rate, mean, p99, only, only_p99, on_slow / max(1, both.ok))
 
 
-def summary(trials: Sequence[Trial], dynamo: str = "dynamo", ours: str = "predicted") -> dict[str, float]:
+def summary(trials: Sequence[Trial], dynamo: str = "dynamo", ours: str = CHAMPION) -> dict[str, float]:
     """Dynamo's rule by the ratio of its mean latency, averaged over the rates; ours by the worst ratio there
     is, of means and 99th percentiles."""
     theirs = [each.mean_ratio for each in trials if each.policy == dynamo]
