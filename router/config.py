@@ -102,6 +102,7 @@ class Limits(Section):
 
 
 Ratio = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class Admission(Section):
@@ -115,7 +116,27 @@ class Admission(Section):
     max_queue_s: Positive = 60.0
     """Longest wait for a place; after it the request is shed."""
     scan: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Queued requests offered to the policy in a row without one being placed."""
+    """Requests of one class and model looked at without success, each time room comes free."""
+    output_weight: Ratio = 2.0
+    """What an output token counts in shares; a prompt token counts 1."""
+    bulk_share: Share = 0.05
+    """Least share of the tokens dispatched, and of the places in the queue, while bulk asks for it."""
+    normal_share: Share = 0.1
+    """The same of normal."""
+    interactive_share: Share = 0.1
+    """The same of interactive."""
+    starvation_s: Positive = 20.0
+    """While somebody of a class has waited this long behind higher classes, the class is offered first."""
+    starvation_share: Share = 0.25
+    """Most of the tokens dispatched that go to such before higher classes."""
+    tenant_reserve: Share = 0.1
+    """Share of a model's fleet that a tenant which holds much more than the others leaves free for them."""
+    class_reserve: Share = 0.05
+    """Share that a class leaves free for each class above it that has requests in flight."""
+    prompt_steps: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    """Steps' worth of prompts at each worker that count as a full fleet in these reserves."""
+    preempt: bool = False
+    """A request for which there is no room takes the place of one of a lower class that has no token yet."""
     max_attempts: Annotated[int, Field(ge=1, le=5)] = 3
     """Runs of one request, the first included; gRPC's own cap is 5 (gRFC A6)."""
     retry_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
@@ -132,6 +153,15 @@ class Admission(Section):
     policy_faults: Annotated[int, Field(ge=1, le=1000)] = 3
     """Faults in a row after which the policy is bypassed."""
     policy_bypass_s: Positive = 30.0
+
+    @model_validator(mode="after")
+    def _shares_leave_something(self) -> Self:
+        if self.bulk_share + self.normal_share + self.interactive_share >= 1.0:
+            raise ValueError(
+                "bulk_share, normal_share and interactive_share add up to 1 or more, so that nothing would "
+                "be left to give out by priority; lower one of them"
+            )
+        return self
 
 
 class LaneSettings(Section):
@@ -195,6 +225,32 @@ class PolicyChoice(Section):
         return self
 
 
+class Shadow(Section):
+    """[shadow] A second policy that is asked whatever the first is asked, and never heeded."""
+
+    policy: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """A name, or a policy file that ends in .toml; relative to the configuration file. Read at the start."""
+    params: Mapping[str, Any] = Field(default_factory=dict)
+    """Of the named policy."""
+    budget_s: Positive = 0.05
+    """CPU time of one decision; a longer one is counted as slow."""
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
+    """Most of one core that it may take; what does not fit is skipped and counted."""
+    max_behind: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Questions that may wait for it."""
+
+    @property
+    def file(self) -> Path | None:
+        """The policy file, if the policy is one."""
+        return Path(self.policy) if self.policy and self.policy.endswith(".toml") else None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.file is not None and self.params:
+            raise ValueError("params belong to a named policy; a policy file has its own")
+        return self
+
+
 class Drain(Section):
     """[drain] How the daemon stops on SIGTERM."""
 
@@ -213,12 +269,46 @@ class Observe(Section):
     """Of one file; then another part begins, and only the newest four are kept."""
 
 
+class Prefixes(Section):
+    """[prefixes] Who shares computed beginnings of prompts."""
+
+    tenants_share: bool = False
+    """Tenants reuse one another's, system prompts above all, and may learn from times what others asked."""
+    secret_file: Path | None = None
+    """From 16 to 64 bytes that keep tenants apart; the same for all routers of a fleet. Without it each start
+    has its own, and prefixes that workers hold from before are not found again."""
+
+
 class StaticBackend(Section):
-    """[[backend]] A worker known from the start."""
+    """[[backend]] A backend known from the start: a worker, or an engine with its own protocol.
+
+    A worker has an address and tells what it is. An engine has an `engine` and a `url`, and what it is stands
+    here (docs/engines.md).
+    """
 
     id: BackendId
-    address: Target
+    address: Target = ""
     """host:port, or unix:/path. A name is resolved again on every connect."""
+    engine: Annotated[str, Field(max_length=64)] = ""
+    """Name of the adapter that speaks to it."""
+    url: Annotated[str, Field(max_length=2048)] = ""
+    """http:// or https:// address of the engine, without credentials."""
+    profile: Annotated[str, Field(max_length=1024)] = ""
+    """Name of a profile, or a .toml file; without it, times are learned from a guess."""
+    spec: Mapping[str, Any] = Field(default_factory=dict)
+    """What differs from the profile, as in a fleet file: models, phases, link, ..."""
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Of the adapter. Keys that end in _file name files, relative to the configuration file."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if self.engine and (self.address or not self.url):
+            raise ValueError("an engine backend has a url, and no address")
+        if not self.engine and not self.address:
+            raise ValueError("address is missing; a backend has an address, or an engine and a url")
+        if not self.engine and {"url", "profile", "spec", "options"} & self.model_fields_set:
+            raise ValueError("url, profile, spec and options belong to a backend with an engine")
+        return self
 
 
 class DaemonConfig(BaseSettings):
@@ -237,8 +327,10 @@ class DaemonConfig(BaseSettings):
     lanes: LaneSettings = LaneSettings()
     registration: Registration = Registration()
     policy: PolicyChoice = PolicyChoice()
+    shadow: Shadow = Shadow()
     drain: Drain = Drain()
     observe: Observe = Observe()
+    prefixes: Prefixes = Prefixes()
     backend: Annotated[tuple[StaticBackend, ...], Field(max_length=MAX_BACKENDS)] = ()
 
     @model_validator(mode="after")
@@ -317,7 +409,30 @@ def _anchored(config: DaemonConfig, folder: Path) -> DaemonConfig:
     """With files relative to the file that names them, not to where the daemon was started."""
     policy = config.policy.model_copy(update={"file": _below(folder, config.policy.file)})
     observe = config.observe.model_copy(update={"record": _below(folder, config.observe.record)})
-    return config.model_copy(update={"policy": policy, "observe": observe})
+    prefixes = config.prefixes.model_copy(update={"secret_file": _below(folder, config.prefixes.secret_file)})
+    shadow = config.shadow
+    if (file := _below(folder, shadow.file)) is not None:
+        shadow = shadow.model_copy(update={"policy": str(file)})
+    backends = tuple(_anchored_backend(folder, backend) for backend in config.backend)
+    return config.model_copy(
+        update={
+            "policy": policy,
+            "shadow": shadow,
+            "observe": observe,
+            "prefixes": prefixes,
+            "backend": backends,
+        }
+    )
+
+
+def _anchored_backend(folder: Path, backend: StaticBackend) -> StaticBackend:
+    profile, options = backend.profile, dict(backend.options)
+    if profile.endswith(".toml"):
+        profile = str(folder / profile)
+    for key, value in options.items():
+        if key.endswith("_file") and isinstance(value, str):
+            options[key] = str(folder / value)
+    return backend.model_copy(update={"profile": profile, "options": options})
 
 
 def _below(folder: Path, file: Path | None) -> Path | None:

@@ -32,6 +32,7 @@ def bounds_for(plan: Plan, tell: Callable[[str], None]) -> list[Bound]:
             duration_s=plan.duration_s,
             limits=plan.limits,
             network=plan.network,
+            solve=plan.solve,
             stop_when_unstable=False,
         )
         ladder = bound_only(recording.tasks(), plan.fleet.backends, WINDOW_S, Limits())

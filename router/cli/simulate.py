@@ -20,6 +20,7 @@ from router.cli.trouble import RUN_FAILED
 from router.config import load_config
 from router.core.admission import Limits
 from router.model import ServiceLevel
+from router.plan.prices import prices_of
 from router.sim.classes import Workload
 from router.sim.contest import contestant
 from router.sim.experiment import Experiment, Plan, carry_out
@@ -143,6 +144,7 @@ def _plan(given: dict[str, Any]) -> Plan:
         _limits(given["config_file"]),
         stop_when_unstable=not given["keep_going"],
         failures=tuple(map(_failure, given["failures"])),
+        solve=prices_of,
     )
 
 

@@ -59,7 +59,7 @@ MISTAKES = {
     "[registration]\nallowed_networks = ['10.0.0.1/8']": ["registration.allowed_networks[0]"],
     "[registration]\nmax_backends = 5000": ["registration.max_backends"],
     "[policy]\nfile = 'a'\nname = 'b'": ["policy", "either file"],
-    "[[backend]]\nid = 'a'": ["backend[0].address", "missing"],
+    "[[backend]]\nid = 'a'": ["backend[0]", "address is missing"],
     "[[backend]]\nid = 'a b'\naddress = 'h:1'": ["backend[0].id"],
     "[[backend]]\nid = 'a'\naddress = 'http://h'": ["backend[0].address"],
     "[[backend]]\nid = 'a'\naddress = 'h:1'\n[[backend]]\nid = 'a'\naddress = 'h:2'": ["'a'", "twice"],
