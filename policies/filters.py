@@ -58,22 +58,25 @@ class Screen:
         stretch: Callable[[str], float] = lambda backend: 1.0,
         uncached: Callable[[str], float] = lambda backend: 1.0,
         overbook: float = 0.0,
+        fills_steps: bool = False,
     ) -> None:
         """`models` None leaves latency models out; `stretch` gives Standing.stretch of a backend, `uncached`
         the share of its queued prompt tokens that is not in its prefix cache. `overbook` is the share of its
-        slots that decodes may wait for."""
+        slots that decodes may wait for; `fills_steps` is that of Standing.see."""
         self._models = models
         self._max_prefill_queue = max_prefill_queue
         self._stretch = stretch
         self._uncached = uncached
         self._overbook = overbook
+        self._fills_steps = fills_steps
         self._standings: dict[str, Standing] = {}
         self._classes: dict[object, int] = {}
         self._numbers = counter()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Screen:
         """Without the cache: a copy for a dry run need not copy a thousand standings."""
-        return Screen(self._models, self._max_prefill_queue, self._stretch, self._uncached, self._overbook)
+        queues = (self._overbook, self._fills_steps)
+        return Screen(self._models, self._max_prefill_queue, self._stretch, self._uncached, *queues)
 
     def standing(self, view: BackendView, order: int = 0) -> Standing:
         """The standing of a view, worked out anew only if the view is."""
@@ -137,7 +140,7 @@ class Screen:
         elif known.latency is not None:
             known.latency = self._latency(spec)[0]  # the source may have learned since the last view
         stretch, uncached = self._stretch(spec.id), self._uncached(spec.id)
-        known.see(view, self._max_prefill_queue, stretch, uncached, self._overbook)
+        known.see(view, self._max_prefill_queue, stretch, uncached, self._overbook, self._fills_steps)
         return known
 
     def _introduce(self, spec: BackendSpec) -> Standing:

@@ -94,7 +94,7 @@ class PredictedParameters:
         10.0, low=0.0, high=3600.0, doc="Longest that a request without hope or objectives waits for others."
     )
     max_prefill_queue: int = number(
-        4, low=1, high=100_000, doc="Prefills in flight per backend; above, requests wait in the router."
+        4, low=1, high=100_000, doc="Prefills in flight where others decode; more wait in the router."
     )
     candidates: int = number(
         4, low=1, high=MAX_CANDIDATES, doc="Pairs kept in the decision record, best first."
@@ -161,7 +161,7 @@ class Predicted:
         self._known = Experience(p.length_memory, p.duty_window_s, p.lengths == "learned")
         self._patience = Patience(self._known.waits, parameters.hopeless == "refuse", parameters.patience_s)
         stretch, uncached = self._known.duty.stretch, self._known.cached.uncached
-        self._screen = Screen(models, parameters.max_prefill_queue, stretch, uncached, parameters.overbook)
+        self._screen = Screen(models, p.max_prefill_queue, stretch, uncached, p.overbook, True)
         self._caps = caps_of(parameters.power_cap_w, parameters.rack_cap_w)
 
     def plan(self, request: Request, fleet: FleetView, now: Seconds) -> RoutePlan | Wait | Reject:

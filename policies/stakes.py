@@ -48,8 +48,12 @@ class Stake:
 
     @property
     def gain(self) -> float:
-        """Expected good requests by it, less those that it costs."""
-        return 1.0 - self.risk - self.harm
+        """Expected requests in time by it, less those that it costs.
+
+        An answer that comes in time but unevenly is worth more to its caller than none: an uneven pace
+        chooses the place, and refuses nobody.
+        """
+        return (1.0 - self.ttft_risk) * (1.0 - self.tpot_risk) - self.harm
 
 
 class Stakes(Protocol):

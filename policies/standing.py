@@ -85,17 +85,23 @@ class Standing:
         stretch: float,
         uncached: float = 1.0,
         overbook: float = 0.0,
+        fills_steps: bool = False,
     ) -> None:
-        """Take over a new view of the backend, with the same spec. `uncached` is the share of the prompt
-        tokens ahead that will have to be computed, `overbook` the share of the slots that may be waited
-        for."""
+        """Take over a new view of the backend, with the same spec.
+
+        `uncached` is the share of the prompt tokens ahead that will have to be computed, `overbook` the share
+        of the slots that may be waited for. With `fills_steps` a backend on which nothing decodes takes
+        prompts until they fill a step, however many: they harm no decode, and share one sweep of the weights.
+        """
         spec, ours, seen = self.spec, view.in_flight, view.snapshot or EMPTY
         kv_used = max(count(seen.kv_used_tokens), ours.kv_tokens)
         self.view = view
         self.barred = self.flaw if view.state is BackendState.READY else f"state:{view.state.value}"
         # A prompt takes a slot as well: at a worker full of long answers it would wait for one to end.
         has_slot = ours.decodes < spec.max_num_seqs
-        self.takes_prefill = Phase.PREFILL in spec.phases and has_slot and ours.prefills < max_prefill_queue
+        fills = fills_steps and not ours.decodes and ours.prefill_tokens < spec.max_num_batched_tokens
+        has_queue = fills or ours.prefills < max_prefill_queue
+        self.takes_prefill = Phase.PREFILL in spec.phases and has_slot and has_queue
         most = spec.max_num_seqs * (1.0 + overbook)
         self.takes_decode = Phase.DECODE in spec.phases and ours.decodes < most
         self.kv_room_tokens = spec.kv_capacity_tokens - kv_used

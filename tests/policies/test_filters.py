@@ -177,3 +177,13 @@ def test_a_backend_without_a_model_of_its_latency_is_left_out() -> None:
     assert isinstance(answer, RoutePlan)
     assert (answer.prefill, reasons(answer)) == ("ok", {"profile": (1, ("odd",))})
     assert answer.decision.policy == "predicted"
+
+
+def test_where_nothing_decodes_prompts_may_fill_a_step() -> None:
+    """Five prompts of 1,000 leave room in a step of 8,192 tokens; beside decodes no more than four queue."""
+    screen = Screen(None, 4, fills_steps=True)
+    alone = view(spec("a"), prefills=5, prefill_tokens=5000, kv_tokens=5000)
+    full = view(spec("a"), prefills=9, prefill_tokens=9000, kv_tokens=9000)
+    beside = view(spec("a"), prefills=5, prefill_tokens=5000, decodes=1, kv_tokens=6000)
+    assert [screen.standing(each).takes_prefill for each in (alone, full, beside)] == [True, False, False]
+    assert not Screen(None, 4).standing(alone).takes_prefill

@@ -104,7 +104,7 @@ def sane(value: float) -> float:
     return value if 0 <= value <= 1e15 else 0
 
 
-def may(view: BackendView, phase: Phase, asked: Request, output: int) -> bool:
+def may(view: BackendView, phase: Phase, asked: Request, output: int, alone: bool = False) -> bool:
     """Eligibility, written down independently of the filter."""
     s, ours = view.spec, view.in_flight
     used = max(sane(view.snapshot.kv_used_tokens) if view.snapshot else 0, ours.kv_tokens)
@@ -114,17 +114,20 @@ def may(view: BackendView, phase: Phase, asked: Request, output: int) -> bool:
     if ours.decodes >= s.max_num_seqs:
         return False
     if phase is Phase.PREFILL:
-        return ours.prefills < 32 and used + asked.prompt_tokens <= s.kv_capacity_tokens
+        fills = alone and not ours.decodes and ours.prefill_tokens < s.max_num_batched_tokens
+        return (fills or ours.prefills < 32) and used + asked.prompt_tokens <= s.kv_capacity_tokens
     return used + asked.prompt_tokens + output <= s.kv_capacity_tokens and whole <= s.kv_capacity_tokens
 
 
-def pairs(fleet: Views, asked: Request, output: int) -> list[tuple[BackendView, BackendView]]:
+def pairs(
+    fleet: Views, asked: Request, output: int, alone: bool = False
+) -> list[tuple[BackendView, BackendView]]:
     """All eligible pairs."""
     return [
         (p, d)
         for p in fleet.views
         for d in fleet.views
-        if may(p, Phase.PREFILL, asked, output)
+        if may(p, Phase.PREFILL, asked, output, alone)
         and may(d, Phase.DECODE, asked, output)
         and d.spec.accepts_kv_of(p.spec)
     ]
@@ -150,7 +153,8 @@ def test_every_answer_is_possible(name: str, fleet: Views, asked: Request, seed:
     before = repr(fleet.views)
     answer = policy(name, seed, **QUEUES[name]).plan(asked, fleet, 0.0)
     output = output_of(name, asked)
-    possible = {(p.spec.id, d.spec.id) for p, d in pairs(fleet, asked, output)}
+    alone = name in ("predicted", "priced")  # they fill a step where nothing decodes
+    possible = {(p.spec.id, d.spec.id) for p, d in pairs(fleet, asked, output, alone)}
     if isinstance(answer, RoutePlan):
         first = answer.decision.candidates[0]
         assert (first.prefill, first.decode) in possible

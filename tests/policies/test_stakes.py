@@ -55,7 +55,7 @@ def test_without_objectives_there_is_no_risk() -> None:
 
 def test_gain_is_what_is_won_less_what_others_lose() -> None:
     """0.9 x 0.8 x 1 of a request, less a half."""
-    assert Stake(0.1, 0.2, 0.0, 0.5).gain == pytest.approx(0.9 * 0.8 - 0.5)
+    assert Stake(0.1, 0.2, 0.3, 0.5).gain == pytest.approx(0.9 * 0.8 - 0.5)
 
 
 def test_a_spread_is_learned_from_its_prior() -> None:
